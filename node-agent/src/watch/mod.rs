@@ -1,0 +1,34 @@
+//! Where objects come from.
+//!
+//! A source (the manifests folder; the API server later) turns what it sees into `Change`s and
+//! sends them down one channel. Nothing behind the channel knows which source it was.
+
+pub mod slim;
+
+use std::sync::Arc;
+
+use fairlead_crds::NodeAgentConfig;
+pub use slim::{Endpoint, EndpointSlice, Node, ObjectKey, Service, ServiceCidr, ServicePortSpec, SlicePort};
+
+/// One change of one object. Sources send an object whole, and again only when it changed.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// A Service was added or changed.
+    Service(Arc<Service>),
+    /// A Service is gone, or is no longer ours to serve.
+    ServiceGone(ObjectKey),
+    /// An EndpointSlice was added or changed.
+    Slice(Arc<EndpointSlice>),
+    /// An EndpointSlice is gone.
+    SliceGone(ObjectKey),
+    /// A ServiceCIDR was added or changed.
+    Cidr(ServiceCidr),
+    /// The ServiceCIDR of this name is gone.
+    CidrGone(Arc<str>),
+    /// Our own node, added or changed.
+    Node(Node),
+    /// The configuration that holds from now on.
+    Config(NodeAgentConfig),
+    /// Everything that exists has been sent: what was not sent may be pruned.
+    Synced,
+}
