@@ -72,9 +72,7 @@ pub enum PolicyEngine {
 }
 
 /// The schedulers of the kernel, by the kernel's names (`net/netfilter/ipvs/ip_vs_*.c`).
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Scheduler {
     /// Round robin.

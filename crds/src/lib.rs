@@ -5,4 +5,6 @@
 
 pub mod config;
 
-pub use config::{IpvsConfig, IpvsTimeouts, NodeAgentConfig, PolicyEngine, ProxyConfig, ProxyMode, Scheduler};
+pub use config::{
+    IpvsConfig, IpvsTimeouts, NodeAgentConfig, PolicyEngine, ProxyConfig, ProxyMode, Scheduler,
+};

@@ -19,6 +19,7 @@ pub struct ObjectKey {
 }
 
 /// A Service that has virtual IPs (headless and ExternalName Services never get here).
+#[expect(clippy::struct_excessive_bools, reason = "each stands for one field of the API")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// Namespace and name.
