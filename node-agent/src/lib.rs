@@ -4,6 +4,12 @@
 //! watch -> model (pure) -> dataplane: desired table -> plan (pure) -> kernel -> status
 //! ```
 
+pub mod dataplane;
+pub mod ipvs;
 pub mod model;
 pub mod netlink;
+pub mod nft;
+pub mod policy_route;
+pub mod state;
+pub mod status;
 pub mod watch;

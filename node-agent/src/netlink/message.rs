@@ -88,6 +88,8 @@ pub struct Message<'a> {
     pub flags: i32,
     /// Sequence number of the request it answers, 0 for an event.
     pub sequence: u32,
+    /// Port of the socket whose request it answers or, for an event, whose request caused it.
+    pub port: u32,
     /// What follows the netlink header.
     pub payload: &'a [u8],
 }
@@ -110,7 +112,7 @@ impl<'a> Iterator for Messages<'a> {
 
     fn next(&mut self) -> Option<Message<'a>> {
         let header = self.rest.first_chunk::<HEADER>()?;
-        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, ..] = *header;
+        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, p0, p1, p2, p3] = *header;
         let length = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).ok()?;
         let payload = self.rest.get(HEADER..length)?;
         self.rest = self.rest.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -118,6 +120,7 @@ impl<'a> Iterator for Messages<'a> {
             kind: u16::from_ne_bytes([k0, k1]),
             flags: i32::from(u16::from_ne_bytes([f0, f1])),
             sequence: u32::from_ne_bytes([s0, s1, s2, s3]),
+            port: u32::from_ne_bytes([p0, p1, p2, p3]),
             payload,
         })
     }

@@ -89,6 +89,18 @@ impl Socket {
         Ok(socket)
     }
 
+    /// The port that the kernel gave this socket: events that it caused carry it.
+    pub fn port(&self) -> Result<u32, NetlinkError> {
+        // SAFETY: sockaddr_nl is plain data, all zero is a valid value of it.
+        let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+        let mut length = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
+        // SAFETY: the address is a sockaddr_nl of the length given.
+        let result = unsafe {
+            libc::getsockname(self.fd.as_raw_fd(), (&raw mut address).cast(), &raw mut length)
+        };
+        if result < 0 { Err(NetlinkError::Open(io::Error::last_os_error())) } else { Ok(address.nl_pid) }
+    }
+
     /// Sends requests and returns the kernel's verdict on each, in their order.
     pub fn transact(
         &mut self,

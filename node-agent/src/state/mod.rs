@@ -1,0 +1,53 @@
+//! What the agent remembers over a restart, in its state directory: the record of the kernel
+//! objects it made (`record`), and the objects it last followed (`snapshot`).
+
+pub mod record;
+pub mod snapshot;
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+/// A file of the state directory could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Reading failed.
+    #[error("failed to read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Cause.
+        source: io::Error,
+    },
+    /// Writing failed.
+    #[error("failed to write {path}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Cause.
+        source: io::Error,
+    },
+    /// The content does not carry the checksum it was written with.
+    #[error("{path} is damaged: {problem}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        problem: String,
+    },
+}
+
+/// Puts `content` in the place of the file at `path`, whole or not at all, also over a power cut.
+fn replace(path: &Path, content: &[u8]) -> Result<(), StateError> {
+    let failed = |source| StateError::Write { path: path.to_owned(), source };
+    let next = path.with_extension("next");
+    let mut file = File::create(&next).map_err(failed)?;
+    file.write_all(content).map_err(failed)?;
+    file.sync_all().map_err(failed)?;
+    fs::rename(&next, path).map_err(failed)?;
+    // The rename itself is durable once the directory is.
+    let directory = path.parent().unwrap_or(Path::new("."));
+    File::open(directory).and_then(|d| d.sync_all()).map_err(failed)
+}

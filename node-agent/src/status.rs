@@ -1,0 +1,104 @@
+//! What the agent tells of itself: written by its loop; read by health, metrics and logs.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Instant, SystemTime},
+};
+
+use serde::Serialize;
+
+use crate::{
+    bring_up::Refused,
+    dataplane::{reconciler::Totals, table::Counts},
+    ipvs::VirtualServerKey,
+    model::ServicePortName,
+    watch::SourceStatus,
+};
+
+/// The agent as of its last round.
+#[derive(Clone, Debug, Default)]
+pub struct Dataplane {
+    /// Service ports by state.
+    pub rows: Counts,
+    /// Totals since start.
+    pub totals: Totals,
+    /// Draining backends.
+    pub draining: usize,
+    /// Failed and refused service ports with the reason, the first hundred.
+    pub errors: Vec<(ServicePortName, String)>,
+    /// Which service port a virtual server belongs to.
+    pub owners: Arc<HashMap<VirtualServerKey, ServicePortName>>,
+    /// The source of objects.
+    pub source: SourceStatus,
+    /// Why the node is not programmed.
+    pub refused: Option<Refused>,
+    /// Everything wanted was programmed once, and leftovers are gone.
+    pub settled: bool,
+    /// Load balancers may send new connections here; unknown before the Node is.
+    pub eligible: Option<bool>,
+    /// Since when a change waits to be programmed.
+    pub queued_since: Option<Instant>,
+    /// When everything queued was last programmed.
+    pub last_programmed: Option<SystemTime>,
+}
+
+impl Dataplane {
+    /// Notes that a change waits.
+    pub fn queue(&mut self) {
+        self.queued_since.get_or_insert_with(Instant::now);
+    }
+
+    /// Notes that nothing waits any more.
+    pub fn programmed(&mut self) {
+        if self.queued_since.take().is_some() {
+            self.last_programmed = Some(SystemTime::now());
+        }
+    }
+
+    /// Why the node is not ready, worst first; empty when it is.
+    pub fn not_ready(&self) -> Vec<NotReady> {
+        let mut reasons = Vec::new();
+        let mut push = |reason: &str, message: String| {
+            reasons.push(NotReady { reason: reason.to_owned(), message });
+        };
+        if let Some(Refused { reason, message }) = &self.refused {
+            push(reason, message.clone());
+        }
+        for error in &self.source.errors {
+            push("BrokenManifest", error.to_string());
+        }
+        if !self.source.synced {
+            push("NotSynced", "not every object has been read yet".to_owned());
+        }
+        if !self.settled && self.refused.is_none() {
+            push("NotProgrammed", "Services are being programmed for the first time".to_owned());
+        }
+        reasons
+    }
+}
+
+/// One reason why the node is not ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NotReady {
+    /// One word, of a closed list.
+    pub reason: String,
+    /// A sentence that says what to do.
+    pub message: String,
+}
+
+/// Shared by the threads of the agent.
+#[derive(Clone, Debug, Default)]
+pub struct Shared(Arc<Mutex<Dataplane>>);
+
+impl Shared {
+    /// The present state.
+    pub fn read(&self) -> Dataplane {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes it.
+    pub fn update(&self, change: impl FnOnce(&mut Dataplane)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
