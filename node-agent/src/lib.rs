@@ -4,6 +4,7 @@
 //! watch -> model (pure) -> dataplane: desired table -> plan (pure) -> kernel -> status
 //! ```
 
+pub mod ipvs;
 pub mod model;
 pub mod netlink;
 pub mod watch;
