@@ -11,5 +11,4 @@ pub mod netlink;
 pub mod nft;
 pub mod policy_route;
 pub mod state;
-pub mod status;
 pub mod watch;

@@ -34,6 +34,12 @@ pub enum NetlinkError {
     /// The table never held still long enough to be read.
     #[error("a netlink dump was interrupted {0} times in a row")]
     DumpInterrupted(usize),
+    /// The module that speaks this generic netlink family is not there.
+    #[error("the kernel has no generic netlink family {name}: load its module")]
+    NoFamily {
+        /// Name of the family.
+        name: &'static str,
+    },
     /// The request itself was refused.
     #[error("the kernel refused a netlink request: {0}")]
     Kernel(#[source] KernelError),

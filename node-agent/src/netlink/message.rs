@@ -66,6 +66,11 @@ impl Requests {
         self.starts.clear();
     }
 
+    /// The requests as the kernel will read them.
+    pub fn messages(&self) -> Messages<'_> {
+        Messages::new(&self.buf)
+    }
+
     /// Where the request after `index` starts.
     pub(super) fn end_of(&self, index: usize) -> usize {
         self.starts.get(index + 1).copied().unwrap_or(self.buf.len())

@@ -5,6 +5,7 @@
 
 pub mod attr;
 pub mod error;
+pub mod genl;
 pub mod message;
 pub mod socket;
 
