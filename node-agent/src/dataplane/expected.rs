@@ -69,10 +69,8 @@ impl Expected {
         known: &BTreeSet<ServerKey>,
     ) -> Self {
         let mut marks = Marks::restore(settings.base.mark_bit, known.iter());
-        let surroundings = Surroundings {
-            scheduler: settings.scheduler,
-            node_addresses: &settings.base.node_addresses,
-        };
+        let surroundings =
+            Surroundings { scheduler: settings.scheduler, node_addresses: &settings.base.node_addresses };
         let mut expected =
             Self { service_ports: Vec::new(), elements: settings.base.elements().into_iter().collect() };
         for (name, row) in rows {
@@ -86,8 +84,12 @@ impl Expected {
                 Err(refusal) => port.error = Some(refusal.to_string()),
                 Ok(row) => {
                     let wanted = expand(row, surroundings, |protocol, port| marks.assign(protocol, port));
-                    port.rejected =
-                        wanted.elements.iter().filter(|e| e.is_rejection()).map(ToString::to_string).collect();
+                    port.rejected = wanted
+                        .elements
+                        .iter()
+                        .filter(|e| e.is_rejection())
+                        .map(ToString::to_string)
+                        .collect();
                     expected.elements.extend(wanted.elements);
                     for (key, server) in wanted.servers {
                         expected.elements.extend(server.elements);

@@ -47,7 +47,7 @@ impl<K: Kernel> Reconciler<K> {
                 }
             }
         }
-        let over: Vec<_> = ops.iter().map(|(_, key, op)| (*key, op.clone())).collect();
+        let over: Vec<_> = ops.iter().map(|(_, key, op)| (*key, *op)).collect();
         self.carry_out(ops, &mut []);
         let mut entries = Vec::new();
         for (key, op) in over {

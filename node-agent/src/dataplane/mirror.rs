@@ -42,12 +42,12 @@ impl Mirror {
     pub fn note(&mut self, key: ServerKey, op: &IpvsOp) {
         match op {
             IpvsOp::AddService { scheduler, .. } => {
-                let server = Server { scheduler: scheduler.clone(), backends: BTreeMap::new() };
+                let server = Server { scheduler: scheduler.to_string(), backends: BTreeMap::new() };
                 self.servers.insert(key, server);
             }
             IpvsOp::SetService { scheduler, .. } => {
                 if let Some(server) = self.servers.get_mut(&key) {
-                    server.scheduler.clone_from(scheduler);
+                    server.scheduler = scheduler.to_string();
                 }
             }
             IpvsOp::DelService { .. } => {
@@ -68,13 +68,13 @@ impl Mirror {
 
     /// The operations that make a virtual server and put its backends in use, in order.
     pub fn make(&self, key: &ServerKey, wanted: &WantedServer) -> Vec<IpvsOp> {
-        let (kernel, scheduler) = (key.kernel(), wanted.scheduler.as_str());
+        let (kernel, scheduler) = (key.kernel(), wanted.scheduler);
         let present = self.servers.get(key);
         let mut ops = Vec::new();
         match present {
-            None => ops.push(IpvsOp::AddService { key: kernel, scheduler: scheduler.to_owned() }),
-            Some(server) if server.scheduler != scheduler => {
-                ops.push(IpvsOp::SetService { key: kernel, scheduler: scheduler.to_owned() });
+            None => ops.push(IpvsOp::AddService { key: kernel, scheduler }),
+            Some(server) if server.scheduler != scheduler.as_str() => {
+                ops.push(IpvsOp::SetService { key: kernel, scheduler });
             }
             Some(_) => {}
         }
@@ -193,7 +193,7 @@ mod tests {
         let mut mirror = Mirror::default();
         carry_out(&mut mirror, &wanted(Scheduler::Rr, &[2]));
         let ops = carry_out(&mut mirror, &wanted(Scheduler::Mh, &[2]));
-        assert_eq!(ops, [IpvsOp::SetService { key: key().kernel(), scheduler: "mh".into() }]);
+        assert_eq!(ops, [IpvsOp::SetService { key: key().kernel(), scheduler: Scheduler::Mh }]);
     }
 
     #[test]

@@ -29,8 +29,9 @@ use super::{
     table::{Table, Work},
 };
 use crate::{
-    ipvs::IpvsOp,
+    ipvs::{IpvsOp, is_gone},
     model::{Protocol, Row, ServicePortName},
+    netlink::KernelError,
     state::record::{Entry, Record, since_boot},
 };
 
@@ -405,23 +406,23 @@ impl<K: Kernel> Reconciler<K> {
         if ops.is_empty() {
             return BTreeSet::new();
         }
-        let batch: Vec<_> = ops.iter().map(|(.., op)| op.clone()).collect();
+        let batch: Vec<_> = ops.iter().map(|(.., op)| *op).collect();
         let mut deleted = BTreeSet::new();
         match self.kernel.change_servers(&batch) {
             Ok(verdicts) => {
                 for ((index, key, op), verdict) in ops.into_iter().zip(verdicts) {
                     let verdict =
-                        verdict.or_else(|error| if op.is_moot(&error) { Ok(()) } else { Err(error) });
+                        verdict.or_else(|error| if is_moot(&op, &error) { Ok(()) } else { Err(error) });
                     match verdict {
                         Ok(()) => {
-                            *self.totals.operations.entry(op.label()).or_default() += 1;
+                            *self.totals.operations.entry(label(&op)).or_default() += 1;
                             self.mirror.note(key, &op);
                             if matches!(op, IpvsOp::DelService { .. }) {
                                 deleted.insert(key);
                             }
                         }
                         Err(error) => {
-                            self.count_failure(op.label());
+                            self.count_failure(label(&op));
                             self.stale = true;
                             if let Some(step) = steps.get_mut(index) {
                                 step.failure.get_or_insert_with(|| format!("failed to {op}: {error}"));
@@ -492,6 +493,23 @@ impl<K: Kernel> Reconciler<K> {
 
     pub(super) fn count_failure(&mut self, kind: &'static str) {
         *self.totals.failures.entry(kind).or_default() += 1;
+    }
+}
+
+/// What was to be removed is not there.
+fn is_moot(op: &IpvsOp, error: &KernelError) -> bool {
+    matches!(op, IpvsOp::DelService { .. } | IpvsOp::DelDest { .. }) && is_gone(error)
+}
+
+/// Label of metrics.
+fn label(op: &IpvsOp) -> &'static str {
+    match op {
+        IpvsOp::AddService { .. } => "virtual-server-add",
+        IpvsOp::SetService { .. } => "virtual-server-set",
+        IpvsOp::DelService { .. } => "virtual-server-delete",
+        IpvsOp::AddDest { .. } => "real-server-add",
+        IpvsOp::SetDest { .. } => "real-server-set",
+        IpvsOp::DelDest { .. } => "real-server-delete",
     }
 }
 

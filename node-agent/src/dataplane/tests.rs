@@ -62,7 +62,10 @@ impl Kernel for Memory {
     fn change_servers(&mut self, ops: &[IpvsOp]) -> Result<Vec<Result<(), KernelError>>, KernelFailure> {
         let mut state = self.0.borrow_mut();
         if std::mem::take(&mut state.overrun) {
-            return Err(KernelFailure::Ipvs { action: "change virtual servers", source: NetlinkError::Overrun });
+            return Err(KernelFailure::Ipvs {
+                action: "change virtual servers",
+                source: NetlinkError::Overrun,
+            });
         }
         let refused = |errno| Err(KernelError { errno, message: None });
         let mut verdicts = Vec::new();
@@ -70,12 +73,14 @@ impl Kernel for Memory {
             state.log.push(op.to_string());
             verdicts.push(match op {
                 IpvsOp::AddService { key, scheduler } | IpvsOp::SetService { key, scheduler } => {
-                    state.servers.entry(*key).or_default().0.clone_from(scheduler);
+                    state.servers.entry(*key).or_default().0 = scheduler.to_string();
                     Ok(())
                 }
-                IpvsOp::DelService { key } => {
-                    state.servers.remove(key).map(|_| ()).ok_or(KernelError { errno: libc::ESRCH, message: None })
-                }
+                IpvsOp::DelService { key } => state
+                    .servers
+                    .remove(key)
+                    .map(|_| ())
+                    .ok_or(KernelError { errno: libc::ESRCH, message: None }),
                 IpvsOp::AddDest { address, .. } if state.refuse == Some(*address) => refused(libc::ENOMEM),
                 IpvsOp::AddDest { key, address, weight } | IpvsOp::SetDest { key, address, weight } => {
                     match state.servers.get_mut(key) {
@@ -159,12 +164,8 @@ impl Rig {
 
     /// A port of Service `a/web` with these backends; none removes it.
     fn set(&mut self, protocol: Protocol, backends: Option<&[&str]>) {
-        let name = ServicePortName {
-            namespace: "a".into(),
-            service: "web".into(),
-            port: "".into(),
-            protocol,
-        };
+        let name =
+            ServicePortName { namespace: "a".into(), service: "web".into(), port: "".into(), protocol };
         let row = backends.map(|backends| {
             Ok(Arc::new(ServicePort {
                 name: name.clone(),
@@ -348,7 +349,9 @@ fn what_others_changed_is_repaired_and_counted() {
         let mut state = rig.kernel.0.borrow_mut();
         state.servers.clear();
         state.elements.clear();
-        state.elements.insert(Element::ClusterIp { protocol: Protocol::Tcp, address: address("192.0.2.9:1") });
+        state
+            .elements
+            .insert(Element::ClusterIp { protocol: Protocol::Tcp, address: address("192.0.2.9:1") });
     }
     rig.reconciler.audit().unwrap();
     rig.round();

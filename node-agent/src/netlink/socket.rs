@@ -95,9 +95,8 @@ impl Socket {
         let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
         let mut length = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
         // SAFETY: the address is a sockaddr_nl of the length given.
-        let result = unsafe {
-            libc::getsockname(self.fd.as_raw_fd(), (&raw mut address).cast(), &raw mut length)
-        };
+        let result =
+            unsafe { libc::getsockname(self.fd.as_raw_fd(), (&raw mut address).cast(), &raw mut length) };
         if result < 0 { Err(NetlinkError::Open(io::Error::last_os_error())) } else { Ok(address.nl_pid) }
     }
 
