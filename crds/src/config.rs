@@ -36,6 +36,7 @@ pub struct IpvsConfig {
     pub timeouts: IpvsTimeouts,
     /// How long a removed TCP backend keeps its connections, counted from the moment its endpoint
     /// has left every EndpointSlice.
+    #[serde(with = "crate::duration")]
     pub drain_timeout: Duration,
     /// What to do where a NetworkPolicy engine filters in the forward path, which IPVS bypasses.
     pub policy_engine: PolicyEngine,
@@ -46,15 +47,22 @@ pub struct IpvsConfig {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct IpvsTimeouts {
     /// Idle time of an established TCP connection.
+    #[serde(with = "crate::duration")]
     pub tcp: Duration,
     /// Time after a FIN.
+    #[serde(with = "crate::duration")]
     pub tcp_fin: Duration,
     /// Idle time of a UDP flow.
+    #[serde(with = "crate::duration")]
     pub udp: Duration,
 }
 
+// The enums below have no description in the schema: it would hide that of the field they stand in,
+// which is what `kubectl explain` is asked for.
+
 /// The dataplane that carries Services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(description = "")]
 pub enum ProxyMode {
     /// Virtual servers of the kernel's IPVS, classified by nftables.
     IPVS,
@@ -64,6 +72,7 @@ pub enum ProxyMode {
 
 /// What to do about a NetworkPolicy engine that IPVS would bypass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(description = "")]
 pub enum PolicyEngine {
     /// Leave the node alone and say why.
     Refuse,
@@ -74,6 +83,7 @@ pub enum PolicyEngine {
 /// The schedulers of the kernel, by the kernel's names (`net/netfilter/ipvs/ip_vs_*.c`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(description = "")]
 pub enum Scheduler {
     /// Round robin.
     Rr,
