@@ -14,7 +14,10 @@ use crate::ipvs::{IpvsOp, VirtualServerKey};
 impl<K: Kernel> Reconciler<K> {
     /// Compares the kernel with what we left there; what differs is repaired by the next round.
     pub fn audit(&mut self) -> Result<(), KernelFailure> {
-        self.ensure_base()?;
+        for what in self.ensure_base()? {
+            *self.totals.repairs.entry(what).or_default() += 1;
+            tracing::warn!(what, "repaired what was changed behind our back");
+        }
         self.resync()
     }
 
@@ -48,20 +51,17 @@ impl<K: Kernel> Reconciler<K> {
         self.change_elements(&extra, &missing)
     }
 
-    /// Settings, policy routes, and the structure of our table.
-    pub(super) fn ensure_base(&mut self) -> Result<(), KernelFailure> {
+    /// Settings, policy routes, and the structure of our table; tells what had to be changed.
+    pub(super) fn ensure_base(&mut self) -> Result<Vec<&'static str>, KernelFailure> {
         let mut elements: BTreeSet<_> = self.claims.iter().copied().collect();
         if !self.pruned {
             elements.extend(&self.mirror.elements);
         }
-        let mended = self.kernel.ensure_base(&self.settings.base, &elements).inspect_err(|failure| {
+        let changed = self.kernel.ensure_base(&self.settings.base, &elements).inspect_err(|failure| {
             *self.totals.failures.entry(failure.label()).or_default() += 1;
         })?;
-        for what in mended {
-            *self.totals.repairs.entry(what).or_default() += 1;
-            self.stale = true;
-        }
-        Ok(())
+        self.stale |= !changed.is_empty();
+        Ok(changed)
     }
 
     /// Reads the kernel into the mirror: the servers that are ours, wanted, or draining.

@@ -103,6 +103,16 @@ pub struct FoundServer {
     pub backends: Vec<(SocketAddr, u32)>,
 }
 
+impl std::fmt::Display for FoundServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.key, self.scheduler)?;
+        for (address, weight) in &self.backends {
+            write!(f, " {address} weight {weight}")?;
+        }
+        Ok(())
+    }
+}
+
 /// What was read from the kernel.
 #[derive(Clone, Debug, Default)]
 pub struct Found {

@@ -12,6 +12,7 @@ pub mod expected;
 pub mod kernel;
 pub mod key;
 mod lifecycle;
+mod linux;
 pub mod marks;
 pub mod mirror;
 pub mod reconciler;
@@ -22,4 +23,5 @@ mod tests;
 
 pub use kernel::{Base, Kernel, KernelFailure};
 pub use key::ServerKey;
+pub use linux::LinuxKernel;
 pub use reconciler::{Reconciler, Settings};

@@ -133,7 +133,7 @@ impl<K: Kernel> Reconciler<K> {
         };
         reconciler.claims.add(&reconciler.node_elements);
         match reconciler.read().and_then(|()| reconciler.ensure_base()) {
-            Ok(()) => {
+            Ok(_changed) => {
                 let recorded = &reconciler.record.contents().servers;
                 let ours = reconciler.mirror.servers.keys().filter(|key| recorded.contains(key)).count();
                 reconciler.totals.restored = (ours + reconciler.mirror.elements.len()) as u64;
@@ -188,7 +188,7 @@ impl<K: Kernel> Reconciler<K> {
         self.claims.add(&self.node_elements);
         self.table.touch_all();
         self.stale = true;
-        self.ensure_base()
+        self.ensure_base().map(|_changed| ())
     }
 
     /// Every source has sent all it has: from now on what nobody wants is removed.

@@ -29,6 +29,12 @@ pub enum StateError {
         /// Cause.
         source: io::Error,
     },
+    /// Another agent uses the directory.
+    #[error("{path} is locked: an agent is running with this state directory; stop it first")]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+    },
     /// The content does not carry the checksum it was written with.
     #[error("{path} is damaged: {problem}")]
     Damaged {
@@ -37,6 +43,22 @@ pub enum StateError {
         /// What was found.
         problem: String,
     },
+}
+
+/// Removes the files of a state directory, and the directory if nothing else is in it.
+pub fn remove(directory: &Path) -> Result<(), StateError> {
+    for name in [record::FILE, snapshot::FILE, record::LOCK] {
+        let path = directory.join(name);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(StateError::Write { path, source });
+            }
+            _ => {}
+        }
+    }
+    // A directory that holds something of somebody else stays.
+    let _ = fs::remove_dir(directory);
+    Ok(())
 }
 
 /// Puts `content` in the place of the file at `path`, whole or not at all, also over a power cut.

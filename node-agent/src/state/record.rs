@@ -11,7 +11,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write as _},
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -22,6 +22,8 @@ use serde::{Deserialize, Serialize};
 use super::{StateError, replace};
 use crate::dataplane::key::ServerKey;
 
+pub(super) const FILE: &str = "record";
+pub(super) const LOCK: &str = "lock";
 const VERSION: u32 = 1;
 /// The journal is compacted when it has this many lines more than twice what is alive.
 const SLACK: usize = 1024;
@@ -92,6 +94,8 @@ pub struct Record {
     contents: Contents,
     journal: File,
     lines: usize,
+    /// Held as long as the record is: two agents on one record would undo each other.
+    _lock: File,
     /// Lines of the file that carried no valid checksum when it was opened.
     pub damaged_lines: usize,
 }
@@ -99,18 +103,19 @@ pub struct Record {
 impl Record {
     /// Opens the record in a state directory, which is made if it is not there.
     pub fn open(directory: &Path) -> Result<Self, StateError> {
-        let path = directory.join("record");
+        let path = directory.join(FILE);
         fs::create_dir_all(directory)
             .map_err(|source| StateError::Write { path: directory.to_owned(), source })?;
+        let lock = lock(directory)?;
         let boot = boot_id()?;
         let (contents, damaged_lines) = load(&path, &boot)?;
         let (journal, lines) = write_anew(&path, &boot, &contents)?;
-        Ok(Self { path, boot, contents, journal, lines, damaged_lines })
+        Ok(Self { path, boot, contents, journal, lines, damaged_lines, _lock: lock })
     }
 
     /// Reads the record without taking it over, for verbs that change nothing.
     pub fn read(directory: &Path) -> Result<Contents, StateError> {
-        Ok(load(&directory.join("record"), &boot_id()?)?.0)
+        Ok(load(&directory.join(FILE), &boot_id()?)?.0)
     }
 
     /// What is ours.
@@ -192,6 +197,17 @@ fn checked<T: for<'de> Deserialize<'de>>(line: &[u8]) -> Option<T> {
     (crc32fast::hash(json) == sum).then(|| serde_json::from_slice(json).ok())?
 }
 
+fn lock(directory: &Path) -> Result<File, StateError> {
+    let path = directory.join(LOCK);
+    let failed = |source| StateError::Write { path: path.clone(), source };
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StateError::Locked { path }),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
 fn boot_id() -> Result<String, StateError> {
     let path = Path::new("/proc/sys/kernel/random/boot_id");
     fs::read_to_string(path)
@@ -236,8 +252,18 @@ mod tests {
         let expected = record.contents().clone();
         assert_eq!(expected.servers, BTreeSet::from([key(80)]));
         assert_eq!(expected.drains, BTreeMap::from([((key(80), backend(2)), 99)]));
+        drop(record);
         assert_eq!(Record::open(dir.path()).unwrap().contents(), &expected);
         assert_eq!(Record::read(dir.path()).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_second_agent_is_told_to_stay_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Record::open(dir.path()).unwrap();
+        assert!(matches!(Record::open(dir.path()), Err(StateError::Locked { .. })));
+        drop(first);
+        Record::open(dir.path()).unwrap();
     }
 
     #[test]

@@ -8,9 +8,9 @@ use fairlead_crds::NodeAgentConfig;
 use serde::{Deserialize, Serialize};
 
 use super::{StateError, replace};
-use crate::watch::{Change, EndpointSlice, Node, Service, ServiceCidr};
+use crate::{model::tracker::Model, watch::{Change, EndpointSlice, Node, Service, ServiceCidr}};
 
-const FILE: &str = "snapshot";
+pub(super) const FILE: &str = "snapshot";
 
 /// Everything a model is built from.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -28,6 +28,17 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Everything that a model holds.
+    pub fn of(model: &Model) -> Self {
+        Self {
+            config: model.config().cloned(),
+            node: model.node().cloned(),
+            services: model.services().cloned().collect(),
+            slices: model.slices().cloned().collect(),
+            cidrs: model.cidrs().cloned().collect(),
+        }
+    }
+
     /// Writes the snapshot into a state directory.
     pub fn write(&self, directory: &Path) -> Result<(), StateError> {
         let path = directory.join(FILE);
