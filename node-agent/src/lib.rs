@@ -4,6 +4,8 @@
 //! watch -> model (pure) -> dataplane: desired table -> plan (pure) -> kernel -> status
 //! ```
 
+pub mod dataplane;
 pub mod model;
 pub mod netlink;
+pub mod nft;
 pub mod watch;
