@@ -7,4 +7,5 @@
 pub mod ipvs;
 pub mod model;
 pub mod netlink;
+pub mod policy_route;
 pub mod watch;
