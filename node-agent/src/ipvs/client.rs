@@ -88,7 +88,7 @@ impl Client {
     pub fn set_timeouts(&mut self, timeouts: Timeouts) -> Result<(), NetlinkError> {
         let mut requests = Requests::new();
         requests.push(self.kind, libc::NLM_F_ACK, &genl::header(command::SET_CONFIG, codec::VERSION), |w| {
-            codec::write_timeouts(w, timeouts)
+            codec::write_timeouts(w, timeouts);
         });
         self.socket
             .transact(&mut requests)?
