@@ -2,10 +2,17 @@
 //!
 //! Pure: values in, values out. Knows neither proxy mode nor kernel nor API client.
 
+pub mod build;
+mod claims;
+pub mod tracker;
+
 use std::{fmt, net::SocketAddr, sync::Arc};
 
 use fairlead_crds::Scheduler;
 use serde::{Deserialize, Serialize};
+
+pub use build::SCHEDULER_ANNOTATION;
+pub use tracker::{Changes, Model, NodeFacts};
 
 /// Transport protocol of a service port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -126,6 +133,17 @@ impl Frontend {
     }
 }
 
+impl fmt::Display for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ClusterIP(address) => write!(f, "cluster IP {address}"),
+            Self::ExternalIP(address) => write!(f, "external IP {address}"),
+            Self::LoadBalancerIP(address) => write!(f, "load balancer IP {address}"),
+            Self::NodePort(family, port) => write!(f, "node port {port} ({family})"),
+        }
+    }
+}
+
 /// An endpoint that takes new connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Backend {
@@ -175,7 +193,18 @@ pub enum Refusal {
         /// What is wrong and what to do.
         problem: String,
     },
+    /// Another service port has one of its addresses.
+    #[error("{frontend} is taken by {holder}: give one of the two another address or port")]
+    Conflict {
+        /// The frontend that cannot be had.
+        frontend: Frontend,
+        /// Who has it.
+        holder: ServicePortName,
+    },
 }
 
 /// A service port as the model sees it: programmable, or refused with a reason.
 pub type Row = Result<Arc<ServicePort>, Refusal>;
+
+#[cfg(test)]
+mod tests;

@@ -3,12 +3,22 @@
 //! A source (the manifests folder; the API server later) turns what it sees into `Change`s and
 //! sends them down one channel. Nothing behind the channel knows which source it was.
 
+pub mod convert;
+mod folder;
+pub mod manifests;
+mod object;
+pub mod parse;
 pub mod slim;
+pub mod status;
 
 use std::sync::Arc;
 
 use fairlead_crds::NodeAgentConfig;
+pub use manifests::{Manifests, load};
+pub use object::ObjectId;
+pub use parse::FileError;
 pub use slim::{Endpoint, EndpointSlice, Node, ObjectKey, Service, ServiceCidr, ServicePortSpec, SlicePort};
+pub use status::{SourceHealth, SourceStatus};
 
 /// One change of one object. Sources send an object whole, and again only when it changed.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,3 +42,6 @@ pub enum Change {
     /// Everything that exists has been sent: what was not sent may be pruned.
     Synced,
 }
+
+#[cfg(test)]
+mod tests;
