@@ -21,7 +21,7 @@ use fairlead_crds::ProxyMode;
 use jiff::Timestamp;
 
 use crate::{
-    bring_up::{BringUp, Refused},
+    bring_up::{BringUp, Refused, settings},
     dataplane::{LinuxKernel, Reconciler},
     drift::Drift,
     metrics::Metrics,
@@ -55,6 +55,12 @@ pub enum Input {
     Tick,
     /// End, and leave the dataplane in place.
     Stop,
+}
+
+impl From<Vec<Change>> for Input {
+    fn from(changes: Vec<Change>) -> Self {
+        Self::Changes(changes)
+    }
 }
 
 /// The agent. See the module.
@@ -198,7 +204,7 @@ impl Agent {
         let changes = self.model.take_changes();
         let mut worked = !changes.is_empty();
         if (changes.node.is_some() || changes.config.is_some())
-            && let Some(settings) = self.bring_up.settings(&self.model)
+            && let Some(settings) = settings(&self.model)
             && let Err(failure) = reconciler.configure(settings)
         {
             tracing::error!(error = failure.chain(), "failed to apply the configuration; trying again");
@@ -251,7 +257,8 @@ impl Agent {
                 self.shared.update(|status| status.refused = None);
                 self.reconciler = Some(reconciler);
             }
-            Err((record, refused)) => {
+            Err(not) => {
+                let (record, refused) = *not;
                 self.record = Some(record);
                 let known = self.shared.read().refused;
                 if known.as_ref() != Some(&refused) {
@@ -289,7 +296,9 @@ impl Agent {
     fn use_snapshot(&mut self) {
         match Snapshot::read(&self.state_dir) {
             Ok(Some(snapshot)) => {
-                tracing::warn!("the source has not sent everything yet: serving from the snapshot of the last run");
+                tracing::warn!(
+                    "the source has not sent everything yet: serving from the snapshot of the last run"
+                );
                 self.model.restore(snapshot.into_changes());
             }
             Ok(None) => {
@@ -320,10 +329,11 @@ impl Agent {
         let source = self.source.get();
         self.metrics.source_errors.set(i64::try_from(source.errors.len()).unwrap_or(i64::MAX));
         let eligible = self.model.node().map(|node| node.eligible);
-        let reconciler = self.reconciler.as_mut();
-        let owners = reconciler.as_ref().and_then(|r| r.owners_if_changed()).map(|owners| {
-            Arc::new(owners.map(|(key, name)| (key.kernel(), name.clone())).collect::<HashMap<_, _>>())
-        });
+        let mut reconciler = self.reconciler.as_mut();
+        let owners =
+            reconciler.as_mut().and_then(|reconciler| reconciler.owners_if_changed()).map(|owners| {
+                Arc::new(owners.map(|(key, name)| (key.kernel(), name.clone())).collect::<HashMap<_, _>>())
+            });
         self.shared.update(|status| {
             status.eligible = eligible;
             status.source = source;

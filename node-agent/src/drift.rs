@@ -35,7 +35,7 @@ pub fn watch(inputs: &Sender<Input>, ours: u32) -> Result<(), NetlinkError> {
     monitor("fairlead-nft", table, inputs.clone(), Drift::Table, move |message| {
         message.port != ours && touches_our_table(message)
     })?;
-    let routes = Socket::with_groups(libc::NETLINK_ROUTE, policy_route::watch_groups())?;
+    let routes = Socket::with_groups(libc::NETLINK_ROUTE, &policy_route::watch_groups())?;
     monitor("fairlead-route", routes, inputs.clone(), Drift::Routes, |_| true)
 }
 

@@ -4,11 +4,19 @@
 //! watch -> model (pure) -> dataplane: desired table -> plan (pure) -> kernel -> status
 //! ```
 
+pub mod agent;
+pub mod bring_up;
+pub mod cli;
+pub mod commands;
 pub mod dataplane;
+pub mod drift;
 pub mod ipvs;
+pub mod metrics;
 pub mod model;
 pub mod netlink;
 pub mod nft;
 pub mod policy_route;
+pub mod preflight;
 pub mod state;
+pub mod status;
 pub mod watch;

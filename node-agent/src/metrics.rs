@@ -164,7 +164,7 @@ impl IpvsReader {
         };
         let stats = client.stats()?;
         self.client = Some(client);
-        Ok(stats)
+        Ok(stats.into_iter().map(|(server, stats)| (server.key, stats)).collect())
     }
 }
 
@@ -249,10 +249,12 @@ impl StatusCollector {
         let mut ports: BTreeMap<&ServicePortName, Stats> = BTreeMap::new();
         for (key, stats) in &stats {
             if let Some(name) = owners.get(key) {
-                *ports.entry(name).or_default() += *stats;
+                let total = ports.entry(name).or_default();
+                *total = total.plus(stats);
             }
         }
-        let series: [(&str, &str, fn(&Stats) -> u64); 5] = [
+        type Series = (&'static str, &'static str, fn(&Stats) -> u64);
+        let series: [Series; 5] = [
             ("connections", "Connections scheduled", |s| s.connections),
             ("incoming_packets", "Packets from clients", |s| s.packets_in),
             ("outgoing_packets", "Packets to clients", |s| s.packets_out),

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     cli::CleanupArgs,
-    dataplane::{LinuxKernel, kernel::Kernel, marks},
+    dataplane::{Base, Kernel, LinuxKernel, ServerKey, marks},
     ipvs::{IpvsOp, VirtualServerKey, is_gone},
     state::{record::Record, remove},
 };
@@ -15,7 +15,7 @@ use crate::{
 pub fn cleanup(args: &CleanupArgs) -> Result<ExitCode> {
     let directory = &args.state.state_dir;
     let record = Record::open(directory).context("failed to take over the agent's record")?;
-    let mut kernel = LinuxKernel::open().context("failed to open the kernel")?;
+    let mut kernel = LinuxKernel::open(&Base::default()).context("failed to open the kernel")?;
     let mut failures = Vec::new();
 
     // Our table first: from then on no new packet is led to a virtual server of ours.
@@ -23,7 +23,7 @@ pub fn cleanup(args: &CleanupArgs) -> Result<ExitCode> {
         failures.push(failure.chain());
     }
     let found = kernel.read().context("failed to read the kernel")?;
-    let recorded: Vec<_> = record.contents().servers.iter().map(|key| key.kernel()).collect();
+    let recorded: Vec<_> = record.contents().servers.iter().map(ServerKey::kernel).collect();
     let ours = |key: &VirtualServerKey| match key {
         VirtualServerKey::Fwmark { mark, .. } => marks::is_ours(*mark),
         VirtualServerKey::Address { .. } => recorded.contains(key),

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::{plan, report};
 use crate::{
+    bring_up::settings,
     cli::{InspectArgs, Output},
     dataplane::{
         LinuxKernel,
@@ -37,7 +38,10 @@ pub fn inspect(args: &InspectArgs) -> Result<ExitCode> {
     let mut model = Model::new(Timestamp::now());
     model.restore(snapshot.into_changes());
     let expected = plan::expected(&mut model, &record.servers)?;
-    let found = LinuxKernel::open().and_then(|mut kernel| kernel.read()).context("failed to read the kernel")?;
+    let settings = settings(&model).context("the snapshot names no node")?;
+    let found = LinuxKernel::open(&settings.base)
+        .and_then(|mut kernel| kernel.read())
+        .context("failed to read the kernel")?;
     let report = Report {
         kernel: found.servers.iter().map(ToString::to_string).collect(),
         draining: draining(&found, &record.servers),

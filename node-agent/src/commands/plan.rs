@@ -41,10 +41,7 @@ pub fn plan(args: &PlanArgs) -> Result<ExitCode> {
 }
 
 /// What a model says the kernel should hold.
-pub(super) fn expected(
-    model: &mut Model,
-    known: &BTreeSet<crate::dataplane::ServerKey>,
-) -> Result<Expected> {
+pub(super) fn expected(model: &mut Model, known: &BTreeSet<crate::dataplane::ServerKey>) -> Result<Expected> {
     let rows = model.take_changes().rows;
     let settings = bring_up::settings(model)
         .ok_or_else(|| anyhow!("no configuration: neither a ServiceNetwork nor a Node is known"))?;

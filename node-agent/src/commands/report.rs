@@ -6,7 +6,8 @@ use crate::dataplane::expected::{Expected, ExpectedPort};
 
 /// What should be programmed, as a table.
 pub fn expected(expected: &Expected) -> Result<String, fmt::Error> {
-    let mut rows = vec![["SERVICE PORT", "VIRTUAL SERVER", "SCHEDULER", "REAL SERVERS"].map(str::to_owned).to_vec()];
+    let mut rows =
+        vec![["SERVICE PORT", "VIRTUAL SERVER", "SCHEDULER", "REAL SERVERS"].map(str::to_owned).to_vec()];
     for port in &expected.service_ports {
         port_rows(port, &mut rows);
     }
@@ -33,14 +34,20 @@ fn port_rows(port: &ExpectedPort, rows: &mut Vec<Vec<String>>) {
         rows.push(vec![std::mem::take(&mut name), rejected.clone(), "-".into(), "none: rejected".into()]);
     }
     if let Some(error) = &port.error {
-        rows.push(vec![std::mem::take(&mut name), "-".into(), "-".into(), format!("not programmed: {error}")]);
+        rows.push(vec![
+            std::mem::take(&mut name),
+            "-".into(),
+            "-".into(),
+            format!("not programmed: {error}"),
+        ]);
     }
 }
 
 /// Columns aligned by spaces; the last is not padded.
 pub fn table(rows: &[Vec<String>]) -> Result<String, fmt::Error> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0);
+    let width =
+        |column: usize| rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0);
     let widths: Vec<_> = (0..columns).map(width).collect();
     let mut text = String::new();
     for row in rows {

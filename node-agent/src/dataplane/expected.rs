@@ -68,7 +68,7 @@ impl Expected {
         settings: &Settings,
         known: &BTreeSet<ServerKey>,
     ) -> Self {
-        let mut marks = Marks::restore(settings.base.mark_bit, known.iter());
+        let mut marks = Marks::restore(settings.base.bit, known.iter());
         let surroundings =
             Surroundings { scheduler: settings.scheduler, node_addresses: &settings.base.node_addresses };
         let mut expected =

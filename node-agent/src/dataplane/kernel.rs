@@ -7,7 +7,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::ruleset::Element;
+use super::ruleset::{Element, PolicyBit};
 use crate::{
     ipvs::{IpvsOp, VirtualServerKey},
     netlink::{KernelError, NetlinkError},
@@ -38,7 +38,7 @@ pub enum KernelFailure {
         /// What was attempted.
         action: &'static str,
         /// Cause.
-        source: crate::policy_route::RouteError,
+        source: crate::policy_route::PolicyRouteError,
     },
     /// A setting of the kernel.
     #[error("{0}")]
@@ -70,10 +70,10 @@ impl KernelFailure {
 }
 
 /// What does not depend on any one Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Base {
-    /// Number of the policy bit.
-    pub mark_bit: u8,
+    /// The policy bit of the mark.
+    pub bit: PolicyBit,
     /// IPVS timeouts in seconds: TCP, TCP after FIN, UDP.
     pub timeouts: (u32, u32, u32),
     /// Addresses at which node ports answer.

@@ -1,15 +1,11 @@
 //! The kernel of this network namespace: IPVS, nftables, policy routes and settings, each through
 //! its own client, behind the one boundary that the reconciler knows.
 
-use std::{
-    collections::BTreeSet,
-    net::SocketAddr,
-    num::NonZeroU32,
-};
+use std::{collections::BTreeSet, net::SocketAddr, num::NonZeroU32};
 
 use super::{
     kernel::{Base, Found, FoundServer, Kernel, KernelFailure},
-    ruleset::{self, Element, Parameters, PolicyBit, Structure},
+    ruleset::{self, Element, Parameters, Structure},
 };
 use crate::{
     ipvs::{self, IpvsOp, Timeouts, VirtualServerKey},
@@ -36,7 +32,7 @@ impl LinuxKernel {
             ipvs: ipvs::Client::open().map_err(in_ipvs("open a socket"))?,
             nft: nft::Client::open().map_err(in_nft("open a socket"))?,
             routes: PolicyRoutes::open().map_err(in_routes("open a socket"))?,
-            structure: structure(base)?,
+            structure: structure(base),
         })
     }
 
@@ -58,9 +54,8 @@ impl LinuxKernel {
     }
 
     fn ensure_routes(&mut self, base: &Base) -> Result<bool, KernelFailure> {
-        let bit = policy_bit(base)?;
         let desired = DesiredRoutes {
-            mark_bit: NonZeroU32::new(bit.mask()).unwrap_or(NonZeroU32::MIN),
+            mark_bit: NonZeroU32::new(base.bit.mask()).unwrap_or(NonZeroU32::MIN),
             service_cidrs: base.service_cidrs.clone(),
             ipv6: true,
         };
@@ -71,7 +66,7 @@ impl LinuxKernel {
     }
 
     fn ensure_table(&mut self, base: &Base, elements: &BTreeSet<Element>) -> Result<bool, KernelFailure> {
-        self.structure = structure(base)?;
+        self.structure = structure(base);
         match ruleset::read(&mut self.nft, &self.structure).map_err(in_nft("read our table"))? {
             ruleset::Found::Intact(_) => Ok(false),
             ruleset::Found::Broken { differences, .. } => {
@@ -125,9 +120,10 @@ impl Kernel for LinuxKernel {
             },
             backends: backends.into_iter().map(|backend| (backend.address, backend.weight)).collect(),
         });
-        let elements = match ruleset::read(&mut self.nft, &self.structure).map_err(in_nft("read our table"))? {
-            ruleset::Found::Intact(elements) | ruleset::Found::Broken { elements, .. } => elements,
-        };
+        let elements =
+            match ruleset::read(&mut self.nft, &self.structure).map_err(in_nft("read our table"))? {
+                ruleset::Found::Intact(elements) | ruleset::Found::Broken { elements, .. } => elements,
+            };
         Ok(Found { servers: servers.collect(), elements })
     }
 
@@ -141,20 +137,15 @@ impl Kernel for LinuxKernel {
 
     fn connections(&mut self, key: &VirtualServerKey) -> Result<Vec<(SocketAddr, u64)>, KernelFailure> {
         let backends = self.ipvs.dests(key).map_err(in_ipvs("read real servers"))?;
-        let total = |b: &ipvs::RealServer| u64::from(b.active_connections) + u64::from(b.inactive_connections);
+        let total =
+            |b: &ipvs::RealServer| u64::from(b.active_connections) + u64::from(b.inactive_connections);
         Ok(backends.iter().map(|backend| (backend.address, total(backend))).collect())
     }
 }
 
-fn structure(base: &Base) -> Result<Structure, KernelFailure> {
-    let bit = policy_bit(base)?;
+fn structure(base: &Base) -> Structure {
     let knows = |family| base.pod_cidrs.iter().any(|cidr| Family::of(cidr.addr()) == family);
-    Ok(Structure::new(Parameters { bit, local_pods: [knows(Family::V4), knows(Family::V6)] }))
-}
-
-fn policy_bit(base: &Base) -> Result<PolicyBit, KernelFailure> {
-    PolicyBit::new(base.mark_bit)
-        .ok_or_else(|| KernelFailure::Setting(format!("markBit {} is not within 0 to 23", base.mark_bit)))
+    Structure::new(Parameters { bit: base.bit, local_pods: [knows(Family::V4), knows(Family::V6)] })
 }
 
 fn in_ipvs(action: &'static str) -> impl FnOnce(NetlinkError) -> KernelFailure {

@@ -64,6 +64,15 @@ pub struct Totals {
     pub pruned: u64,
 }
 
+/// The kernel could not be read or prepared; the record is there for the next attempt.
+#[derive(Debug)]
+pub struct NotStarted {
+    /// The record.
+    pub record: Record,
+    /// Why.
+    pub failure: KernelFailure,
+}
+
 /// What a row holds in the kernel.
 #[derive(Debug, Default)]
 struct Held {
@@ -82,6 +91,7 @@ pub(super) struct Step {
 
 /// See the module.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, not one state")]
 pub struct Reconciler<K> {
     pub(super) kernel: K,
     pub(super) record: Record,
@@ -110,11 +120,11 @@ pub struct Reconciler<K> {
 impl<K: Kernel> Reconciler<K> {
     /// A reconciler that has read the kernel and taken over what the record says is ours.
     /// Gives the record back when that fails.
-    pub fn start(kernel: K, record: Record, settings: Settings) -> Result<Self, (Record, KernelFailure)> {
+    pub fn start(kernel: K, record: Record, settings: Settings) -> Result<Self, Box<NotStarted>> {
         let contents = record.contents();
         let mut reconciler = Self {
             drains: Drains::restore(&contents.drains),
-            marks: Marks::restore(settings.base.mark_bit, contents.servers.iter()),
+            marks: Marks::restore(settings.base.bit, contents.servers.iter()),
             node_elements: settings.base.elements(),
             kernel,
             record,
@@ -139,7 +149,7 @@ impl<K: Kernel> Reconciler<K> {
                 reconciler.totals.restored = (ours + reconciler.mirror.elements.len()) as u64;
                 Ok(reconciler)
             }
-            Err(failure) => Err((reconciler.record, failure)),
+            Err(failure) => Err(Box::new(NotStarted { record: reconciler.record, failure })),
         }
     }
 
@@ -179,9 +189,9 @@ impl<K: Kernel> Reconciler<K> {
             return Ok(());
         }
         let old = std::mem::replace(&mut self.settings, settings);
-        if old.base.mark_bit != self.settings.base.mark_bit {
+        if old.base.bit != self.settings.base.bit {
             let servers = self.record.contents().servers.iter();
-            self.marks = Marks::restore(self.settings.base.mark_bit, servers);
+            self.marks = Marks::restore(self.settings.base.bit, servers);
         }
         self.claims.release(&self.node_elements);
         self.node_elements = self.settings.base.elements();

@@ -242,7 +242,7 @@ mod tests {
     }
 
     fn row(name: &ServicePortName) -> Row {
-        Ok(Arc::new(ServicePort {
+        Row::Ok(Arc::new(ServicePort {
             name: name.clone(),
             frontends: vec![],
             backends: vec![],

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use super::{
     kernel::{Base, Found, FoundServer, Kernel, KernelFailure},
     reconciler::{Reconciler, Settings},
-    ruleset::Element,
+    ruleset::{Element, PolicyBit},
     table::Counts,
 };
 use crate::{
@@ -137,7 +137,7 @@ fn settings() -> Settings {
         scheduler: Scheduler::Rr,
         drain_timeout: Duration::from_secs(60),
         base: Base {
-            mark_bit: 12,
+            bit: PolicyBit::new(12).unwrap(),
             timeouts: (1, 1, 1),
             node_addresses: vec![],
             pod_cidrs: vec![],

@@ -129,6 +129,20 @@ pub struct Stats {
     pub bytes_out: u64,
 }
 
+impl Stats {
+    /// The sum of the counters of two virtual servers.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        Self {
+            connections: self.connections + other.connections,
+            packets_in: self.packets_in + other.packets_in,
+            packets_out: self.packets_out + other.packets_out,
+            bytes_in: self.bytes_in + other.bytes_in,
+            bytes_out: self.bytes_out + other.bytes_out,
+        }
+    }
+}
+
 /// How long a silent connection is remembered, in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {

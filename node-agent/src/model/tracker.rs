@@ -345,7 +345,8 @@ impl Model {
         rows
     }
 
-    fn facts(&self) -> Option<NodeFacts> {
+    /// What is known of the node this agent is on.
+    pub fn facts(&self) -> Option<NodeFacts> {
         let node = self.node.as_ref()?;
         let primary = |family| node.internal_ips.iter().copied().find(|ip| Family::of(*ip) == family);
         let service_cidrs: BTreeSet<IpNet> =

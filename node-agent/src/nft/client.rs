@@ -66,6 +66,12 @@ pub struct Client {
 }
 
 impl Client {
+    /// The port of its socket, which events of its own changes carry.
+    pub fn port(&self) -> Result<u32, NftError> {
+        let failed = |source| NftError::Netlink { operation: "name its socket".to_owned(), source };
+        self.socket.port().map_err(failed)
+    }
+
     /// Opens a connection.
     pub fn open() -> Result<Self, NftError> {
         let socket = Socket::open(libc::NETLINK_NETFILTER)

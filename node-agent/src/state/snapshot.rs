@@ -8,7 +8,10 @@ use fairlead_crds::NodeAgentConfig;
 use serde::{Deserialize, Serialize};
 
 use super::{StateError, replace};
-use crate::{model::tracker::Model, watch::{Change, EndpointSlice, Node, Service, ServiceCidr}};
+use crate::{
+    model::tracker::Model,
+    watch::{Change, EndpointSlice, Node, Service, ServiceCidr},
+};
 
 pub(super) const FILE: &str = "snapshot";
 

@@ -10,7 +10,7 @@ const ID_PREFIX_MASK: u32 = 0xff00_0000;
 pub const BIT_MAX: u8 = 23;
 
 /// The policy bit of the mark.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PolicyBit(u8);
 
 impl PolicyBit {

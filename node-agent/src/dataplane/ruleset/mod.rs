@@ -30,14 +30,20 @@ pub enum Found {
     /// The table as it should be, with these elements.
     Intact(BTreeSet<Element>),
     /// Something else: it must be installed anew.
-    Broken(Vec<Difference>),
+    Broken {
+        /// What is not as it should be.
+        differences: Vec<Difference>,
+        /// What could be read of its elements: an older version's, or what a hand left there. With
+        /// them in the new table no packet meets a gap.
+        elements: BTreeSet<Element>,
+    },
 }
 
 /// Reads our table and compares it with what it should be made of.
 pub fn read(client: &mut Client, structure: &Structure) -> Result<Found, NftError> {
     match read_present(client, structure) {
         // It went away while it was read.
-        Err(error) if error.is_not_found() => Ok(Found::Broken(vec![Difference::NoTable])),
+        Err(error) if error.is_not_found() => Ok(Found::no_table()),
         other => other,
     }
 }
@@ -46,7 +52,7 @@ fn read_present(client: &mut Client, structure: &Structure) -> Result<Found, Nft
     let tables = client.tables()?;
     let Some(table) = tables.into_iter().find(|table| table.family == NFPROTO_INET && table.name == TABLE)
     else {
-        return Ok(Found::Broken(vec![Difference::NoTable]));
+        return Ok(Found::no_table());
     };
     let chains = client.chains()?.into_iter().filter(|c| c.family == NFPROTO_INET && c.table == TABLE);
     let present = Present {
@@ -55,18 +61,21 @@ fn read_present(client: &mut Client, structure: &Structure) -> Result<Found, Nft
         chains: chains.map(|chain| chain.item).collect(),
         rules: client.rules(NFPROTO_INET, TABLE)?,
     };
-    let differences = structure.compare(&present);
-    if !differences.is_empty() {
-        return Ok(Found::Broken(differences));
-    }
+    let mut differences = structure.compare(&present);
     let mut elements = BTreeSet::new();
-    for set in SetName::all() {
+    for set in SetName::all().filter(|set| structure.has_set(&present, *set)) {
         match element::read_all(client, set)? {
             Some(found) => elements.extend(found),
-            None => return Ok(Found::Broken(vec![Difference::Elements(set.to_string())])),
+            None => differences.push(Difference::Elements(set.to_string())),
         }
     }
-    Ok(Found::Intact(elements))
+    Ok(if differences.is_empty() { Found::Intact(elements) } else { Found::Broken { differences, elements } })
+}
+
+impl Found {
+    fn no_table() -> Self {
+        Self::Broken { differences: vec![Difference::NoTable], elements: BTreeSet::new() }
+    }
 }
 
 /// Makes the table anew with all its elements, whatever was there. In one transaction: no packet

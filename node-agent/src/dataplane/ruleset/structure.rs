@@ -101,6 +101,13 @@ impl Structure {
         differences
     }
 
+    /// True when a set is there and of the right type, so that its elements can be read.
+    pub(super) fn has_set(&self, present: &Present, name: SetName) -> bool {
+        let name = name.to_string();
+        let wanted = self.sets.iter().find(|set| set.name == name);
+        wanted.is_some() && present.sets.iter().find(|set| set.name == name) == wanted
+    }
+
     fn compare_sets(&self, present: &[Set], differences: &mut Vec<Difference>) {
         let mut found: BTreeMap<&str, &Set> = present.iter().map(|set| (set.name.as_str(), set)).collect();
         for set in &self.sets {
