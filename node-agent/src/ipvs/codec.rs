@@ -11,7 +11,7 @@ use fairlead_crds::Scheduler;
 use super::{Forward, IpvsOp, RealServer, Stats, Timeouts, Version, VirtualServer, VirtualServerKey};
 use crate::{
     model::{Family, Protocol},
-    netlink::{Attr, AttrWriter, Attrs, Requests, genl},
+    netlink::{Attr, AttrWriter, Requests, genl},
 };
 
 pub(super) const VERSION: u8 = 1;
@@ -158,7 +158,7 @@ pub(super) fn write_timeouts(w: &mut AttrWriter<'_>, timeouts: Timeouts) {
 /// A virtual server with its counters.
 pub(super) fn read_service(payload: &[u8]) -> Option<(VirtualServer, Stats)> {
     let service = object(payload, command::NEW_SERVICE, CMD_ATTR_SERVICE)?;
-    let field = |kind| service.clone().find(kind);
+    let field = |kind| service.get(kind);
     let family = read_family(field(SVC_ATTR_AF)?)?;
     let key = match field(SVC_ATTR_FWMARK) {
         Some(mark) => VirtualServerKey::Fwmark { family, mark: mark.u32()? },
@@ -186,7 +186,7 @@ pub(super) fn read_service(payload: &[u8]) -> Option<(VirtualServer, Stats)> {
 /// A real server of a virtual server of `family`.
 pub(super) fn read_dest(family: Family, payload: &[u8]) -> Option<RealServer> {
     let dest = object(payload, command::NEW_DEST, CMD_ATTR_DEST)?;
-    let field = |kind| dest.clone().find(kind);
+    let field = |kind| dest.get(kind);
     let number = |kind| field(kind).and_then(Attr::u32);
     // Tunnels may lead through the other family.
     let family = field(DEST_ATTR_ADDR_FAMILY).and_then(read_family).unwrap_or(family);
@@ -234,19 +234,39 @@ pub(super) fn host_mask(family: Family) -> u32 {
     }
 }
 
-fn object(payload: &[u8], wanted: u8, kind: u16) -> Option<Attrs<'_>> {
+/// The attributes of one nest by their type: found at once, as a dump has a dozen for each of many
+/// thousand objects.
+struct Fields<'a>([Option<Attr<'a>>; 16]);
+
+impl<'a> Fields<'a> {
+    fn of(nest: Attr<'a>) -> Self {
+        let mut fields = [None; 16];
+        for attr in nest.nested() {
+            if let Some(slot @ None) = fields.get_mut(usize::from(attr.kind)) {
+                *slot = Some(attr);
+            }
+        }
+        Self(fields)
+    }
+
+    fn get(&self, kind: u16) -> Option<Attr<'a>> {
+        self.0.get(usize::from(kind)).copied().flatten()
+    }
+}
+
+fn object(payload: &[u8], wanted: u8, kind: u16) -> Option<Fields<'_>> {
     let (command, attrs) = genl::split(payload)?;
     if command != wanted {
         return None;
     }
-    attrs.clone().find(kind).map(Attr::nested)
+    attrs.find(kind).map(Fields::of)
 }
 
 /// The attributes of either width: `STATS` has counts of 32 bits, `STATS64` of 64.
 fn read_stats(attr: Attr<'_>) -> Stats {
-    let stats = attr.nested();
+    let stats = Fields::of(attr);
     let count = |kind| {
-        let attr = stats.clone().find(kind)?;
+        let attr = stats.get(kind)?;
         attr.u64().or_else(|| attr.u32().map(u64::from))
     };
     Stats {

@@ -33,7 +33,7 @@ pub fn family_id(socket: &mut Socket, name: &'static str) -> Result<u16, Netlink
         },
         |message| {
             id = split(message.payload)
-                .and_then(|(_, attrs)| attrs.clone().find(CTRL_ATTR_FAMILY_ID))
+                .and_then(|(_, attrs)| attrs.find(CTRL_ATTR_FAMILY_ID))
                 .and_then(super::Attr::u16);
         },
     );
