@@ -255,6 +255,7 @@ impl Agent {
                 tracing::info!(restored = reconciler.totals.restored, "the node is ours to program");
                 self.retry.pause = RETRY.0;
                 self.shared.update(|status| status.refused = None);
+                self.metrics.refusals.clear();
                 self.reconciler = Some(reconciler);
             }
             Err(not) => {
@@ -265,6 +266,9 @@ impl Agent {
                     let Refused { reason, message } = &refused;
                     tracing::error!(reason, "{message}");
                 }
+                self.metrics.refusals.clear();
+                let label = vec![("reason", refused.reason.to_owned())];
+                self.metrics.refusals.get_or_create(&label).set(1);
                 self.shared.update(|status| status.refused = Some(refused));
                 self.retry.at = now + self.retry.pause;
                 self.retry.pause = (self.retry.pause * 2).min(RETRY.1);
@@ -328,6 +332,7 @@ impl Agent {
     fn publish(&mut self) {
         let source = self.source.get();
         self.metrics.source_errors.set(i64::try_from(source.errors.len()).unwrap_or(i64::MAX));
+        let mode = self.model.config().map(|config| config.proxy.mode);
         let eligible = self.model.node().map(|node| node.eligible);
         let mut reconciler = self.reconciler.as_mut();
         let owners =
@@ -335,6 +340,7 @@ impl Agent {
                 Arc::new(owners.map(|(key, name)| (key.kernel(), name.clone())).collect::<HashMap<_, _>>())
             });
         self.shared.update(|status| {
+            status.mode = mode;
             status.eligible = eligible;
             status.source = source;
             let Some(reconciler) = reconciler else { return };

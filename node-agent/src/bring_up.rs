@@ -1,15 +1,25 @@
 //! From a bare node to one that is programmed: is it ours at all, has it what is needed, and then
 //! the first read of the kernel.
 
-use std::{sync::mpsc::Sender, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::mpsc::Sender, time::Duration};
 
+use fairlead_crds::PolicyEngine;
 use tokio::sync::watch as cell;
 
 use crate::{
     agent::Input,
-    dataplane::{Base, LinuxKernel, Reconciler, Settings, ruleset::PolicyBit},
+    dataplane::{
+        Base, KernelFailure, LinuxKernel, Reconciler, Settings,
+        ruleset::{PolicyBit, TABLE},
+    },
     drift,
     model::tracker::Model,
+    nft,
+    preflight::{
+        self, Host,
+        conflicts::{self, Conflict, Ruleset},
+        kube_proxy, legacy_iptables, sysctl,
+    },
     state::record::Record,
 };
 
@@ -33,6 +43,7 @@ pub fn settings(model: &Model) -> Option<Settings> {
         drain_timeout: proxy.ipvs.drain_timeout,
         base: Base {
             bit: PolicyBit::new(proxy.mark_bit)?,
+            ipv6: sysctl::serves_ipv6(&Host::default()),
             timeouts: (seconds(timeouts.tcp), seconds(timeouts.tcp_fin), seconds(timeouts.udp)),
             node_addresses: facts.addresses,
             pod_cidrs: facts.pod_cidrs,
@@ -46,6 +57,8 @@ pub fn settings(model: &Model) -> Option<Settings> {
 pub struct BringUp {
     /// Program the node although a policy engine or a host firewall was found.
     force: bool,
+    /// Ports that kube-proxy would answer on: metrics and health.
+    ports: (u16, u16),
     /// Where the drift monitors report to.
     inputs: Sender<Input>,
     /// Set once nothing else programs this node: kube-proxy's ports may be taken.
@@ -55,8 +68,14 @@ pub struct BringUp {
 
 impl BringUp {
     /// `force` overrides what may be overridden; the monitors send to `inputs`.
-    pub fn new(force: bool, inputs: Sender<Input>, ours: cell::Sender<bool>) -> Self {
-        Self { force, inputs, ours, monitoring: false }
+    pub fn new(
+        force: bool,
+        metrics: SocketAddr,
+        health: SocketAddr,
+        inputs: Sender<Input>,
+        ours: cell::Sender<bool>,
+    ) -> Self {
+        Self { force, ports: (metrics.port(), health.port()), inputs, ours, monitoring: false }
     }
 
     /// A reconciler that has read the kernel, or the record back and why not.
@@ -65,16 +84,30 @@ impl BringUp {
         model: &Model,
         record: Record,
     ) -> Result<Reconciler<LinuxKernel>, Box<(Record, Refused)>> {
-        let Some(settings) = settings(model) else {
-            let message = "the Node object of this node is not known yet".to_owned();
-            return Err(Box::new((record, Refused { reason: "NoNode", message })));
-        };
+        match self.prepare(model) {
+            Err(refused) => Err(Box::new((record, refused))),
+            Ok((kernel, settings)) => Reconciler::start(kernel, record, settings)
+                .map_err(|not| Box::new((not.record, unusable(&not.failure)))),
+        }
+    }
+
+    fn prepare(&mut self, model: &Model) -> Result<(LinuxKernel, Settings), Refused> {
+        let settings = settings(model).ok_or_else(|| Refused {
+            reason: "NoNode",
+            message: "the Node object of this node is not known yet".to_owned(),
+        })?;
+        let ignored = model.config().is_some_and(|c| c.proxy.ipvs.policy_engine == PolicyEngine::Ignore);
+        self.check_conflicts(&settings.base, ignored)?;
+        let prepared = preflight::prepare(&Host::default())
+            .map_err(|error| Refused { reason: "KernelUnusable", message: error.to_string() })?;
+        if let Some(problem) = prepared.refusals.first() {
+            return Err(Refused { reason: problem.reason, message: problem.message.clone() });
+        }
+        for problem in &prepared.warnings {
+            tracing::warn!(reason = problem.reason, "{}", problem.message);
+        }
         self.ours.send_replace(true);
-        let unusable = |message: String| Refused { reason: "KernelUnusable", message };
-        let kernel = match LinuxKernel::open(&settings.base) {
-            Ok(kernel) => kernel,
-            Err(failure) => return Err(Box::new((record, unusable(failure.chain())))),
-        };
+        let kernel = LinuxKernel::open(&settings.base).map_err(|failure| unusable(&failure))?;
         if !self.monitoring {
             // Without them the audit still finds what others change, later.
             match kernel.nft_port().map(|port| drift::watch(&self.inputs, port)) {
@@ -85,7 +118,42 @@ impl BringUp {
                 }
             }
         }
-        Reconciler::start(kernel, record, settings)
-            .map_err(|not| Box::new((not.record, unusable(not.failure.chain()))))
+        Ok((kernel, settings))
     }
+
+    /// What others have that makes this node not ours, unless the user said so.
+    fn check_conflicts(&self, base: &Base, policy_engine_ignored: bool) -> Result<(), Refused> {
+        let (metrics, health) = self.ports;
+        // Once ours are bound, it is we who answer there.
+        let mut found = if *self.ours.borrow() {
+            Vec::new()
+        } else {
+            kube_proxy::answers(&kube_proxy::probes(metrics, health))
+        };
+        found.extend(conflicts::find(&foreign_rules()?, base.bit.mask()));
+        for conflict in found {
+            let forced = self.force && conflict.can_be_forced()
+                || policy_engine_ignored && matches!(conflict, Conflict::PolicyEngine { .. });
+            if !forced {
+                return Err(Refused { reason: conflict.reason(), message: conflict.to_string() });
+            }
+            tracing::warn!(reason = conflict.reason(), "overridden: {conflict}");
+        }
+        Ok(())
+    }
+}
+
+/// Tables and chains of others, nftables and legacy iptables.
+fn foreign_rules() -> Result<Ruleset, Refused> {
+    let failed = |message: String| Refused { reason: "KernelUnusable", message };
+    let foreign = nft::Client::open()
+        .and_then(|mut client| client.foreign(&[TABLE]))
+        .map_err(|source| unusable(&KernelFailure::Nft { action: "read the rules of others", source }))?;
+    let mut rules = Ruleset::from(foreign);
+    rules.extend(legacy_iptables::read(Path::new("/proc/net")).map_err(|error| failed(error.to_string()))?);
+    Ok(rules)
+}
+
+fn unusable(failure: &KernelFailure) -> Refused {
+    Refused { reason: "KernelUnusable", message: failure.chain() }
 }

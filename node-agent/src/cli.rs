@@ -89,9 +89,10 @@ pub struct RunArgs {
     /// bypass or that would drop its packets. Does not override a running kube-proxy.
     #[arg(long)]
     pub force: bool,
-    /// Address of `/healthz` and `/livez`, as kube-proxy's.
-    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:10256")]
-    pub healthz_bind_address: SocketAddr,
+    /// Address of `/healthz` and `/livez`, as kube-proxy's. By default port 10256 of every address, of
+    /// both families where the host speaks IPv6.
+    #[arg(long, value_name = "ADDRESS")]
+    pub healthz_bind_address: Option<SocketAddr>,
     /// Address of `/metrics`, `/proxyMode` and `/readyz`, as kube-proxy's.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10249")]
     pub metrics_bind_address: SocketAddr,

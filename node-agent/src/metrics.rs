@@ -26,6 +26,7 @@ use crate::{
     ipvs::{Client, Stats},
     model::{Protocol, ServicePortName},
     netlink::NetlinkError,
+    serve::HealthRequests,
     status::Shared,
 };
 
@@ -69,7 +70,7 @@ fn programming_buckets() -> impl Iterator<Item = f64> {
 
 impl Metrics {
     /// The metrics, in a registry of their own.
-    pub fn register(shared: Shared, reader: IpvsReader) -> (Self, Registry) {
+    pub fn register(shared: Shared, reader: IpvsReader, requests: &HealthRequests) -> (Self, Registry) {
         let metrics = Self {
             network_programming: Histogram::new(programming_buckets()),
             sync_duration: Histogram::new(sync_buckets()),
@@ -83,7 +84,9 @@ impl Metrics {
             refusals: Family::default(),
         };
         let mut registry = Registry::default();
-        metrics.register_kube_proxy(registry.sub_registry_with_prefix("kubeproxy"));
+        let kube_proxy = registry.sub_registry_with_prefix("kubeproxy");
+        metrics.register_kube_proxy(kube_proxy);
+        requests.register(kube_proxy);
         let ours = registry.sub_registry_with_prefix("fairlead");
         ours.register(
             "source_errors",
@@ -235,6 +238,8 @@ impl StatusCollector {
         encoder: &mut DescriptorEncoder<'_>,
         owners: &std::collections::HashMap<crate::ipvs::VirtualServerKey, ServicePortName>,
     ) -> Result<(), std::fmt::Error> {
+        type Series = (&'static str, &'static str, fn(&Stats) -> u64);
+
         if owners.is_empty() {
             return Ok(());
         }
@@ -253,7 +258,6 @@ impl StatusCollector {
                 *total = total.plus(stats);
             }
         }
-        type Series = (&'static str, &'static str, fn(&Stats) -> u64);
         let series: [Series; 5] = [
             ("connections", "Connections scheduled", |s| s.connections),
             ("incoming_packets", "Packets from clients", |s| s.packets_in),
@@ -290,9 +294,14 @@ fn gauges(
     values: impl IntoIterator<Item = (Labels, u64)>,
 ) -> Result<(), std::fmt::Error> {
     let kind = prometheus_client::metrics::MetricType::Gauge;
-    let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
+    let mut metric = encoder.encode_descriptor(name, &format!("{help}."), None, kind)?;
     for (labels, value) in values {
-        ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(metric.encode_family(&labels)?)?;
+        let value = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+        // A family of no labels would be printed as `{}`.
+        if labels.is_empty() {
+            return value.encode(metric);
+        }
+        value.encode(metric.encode_family(&labels)?)?;
     }
     Ok(())
 }
@@ -304,9 +313,14 @@ fn counters(
     values: impl IntoIterator<Item = (Labels, u64)>,
 ) -> Result<(), std::fmt::Error> {
     let kind = prometheus_client::metrics::MetricType::Counter;
-    let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
+    let mut metric = encoder.encode_descriptor(name, &format!("{help}."), None, kind)?;
     for (labels, value) in values {
-        ConstCounter::new(value).encode(metric.encode_family(&labels)?)?;
+        let value = ConstCounter::new(value);
+        // A family of no labels would be printed as `{}`.
+        if labels.is_empty() {
+            return value.encode(metric);
+        }
+        value.encode(metric.encode_family(&labels)?)?;
     }
     Ok(())
 }
@@ -326,7 +340,8 @@ mod tests {
 
     #[test]
     fn kube_proxys_names_and_buckets_are_there() {
-        let (metrics, registry) = Metrics::register(Shared::default(), IpvsReader::default());
+        let (metrics, registry) =
+            Metrics::register(Shared::default(), IpvsReader::default(), &HealthRequests::default());
         metrics.network_programming.observe(0.3);
         metrics.endpoint_changes.inc();
         let text = render(&registry);

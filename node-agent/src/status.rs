@@ -6,6 +6,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+use fairlead_crds::ProxyMode;
 use serde::Serialize;
 
 use crate::{
@@ -29,6 +30,8 @@ pub struct Dataplane {
     pub errors: Vec<(ServicePortName, String)>,
     /// Which service port a virtual server belongs to.
     pub owners: Arc<HashMap<VirtualServerKey, ServicePortName>>,
+    /// The proxy mode asked for, once known.
+    pub mode: Option<ProxyMode>,
     /// The source of objects.
     pub source: SourceStatus,
     /// Why the node is not programmed.

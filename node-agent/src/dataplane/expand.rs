@@ -40,6 +40,8 @@ pub struct Wanted {
 pub struct Surroundings<'a> {
     /// Scheduler of Services that ask for none.
     pub scheduler: Scheduler,
+    /// The host speaks IPv6.
+    pub ipv6: bool,
     /// The node's own addresses: a hostNetwork backend needs no hairpin masquerade.
     pub node_addresses: &'a [IpAddr],
 }
@@ -56,7 +58,8 @@ pub fn expand(
         port.backends.iter().map(|b| b.address).filter(|a| Family::of(a.ip()) == family).collect()
     });
     let mut wanted = Wanted::default();
-    for frontend in &port.frontends {
+    let served = |frontend: &&Frontend| surroundings.ipv6 || frontend.family() == Family::V4;
+    for frontend in port.frontends.iter().filter(served) {
         if let Frontend::ClusterIP(address) = frontend {
             wanted.elements.push(Element::ClusterAddress(address.ip()));
         }
@@ -92,7 +95,8 @@ pub fn expand(
     let hairpins = port
         .backends
         .iter()
-        .filter(|b| b.local && !surroundings.node_addresses.contains(&b.address.ip()))
+        .filter(|b| b.local && (surroundings.ipv6 || b.address.is_ipv4()))
+        .filter(|b| !surroundings.node_addresses.contains(&b.address.ip()))
         .map(|b| Element::Hairpin(b.address.ip()));
     wanted.elements.extend(hairpins);
     wanted.elements.sort_unstable();
@@ -134,7 +138,11 @@ mod tests {
             lingering: vec![],
             scheduler: None,
         };
-        expand(&port, Surroundings { scheduler: Scheduler::Rr, node_addresses: &[NODE] }, |_, _| 0x1f00_1000)
+        expand(
+            &port,
+            Surroundings { scheduler: Scheduler::Rr, ipv6: true, node_addresses: &[NODE] },
+            |_, _| 0x1f00_1000,
+        )
     }
 
     #[test]

@@ -69,8 +69,11 @@ impl Expected {
         known: &BTreeSet<ServerKey>,
     ) -> Self {
         let mut marks = Marks::restore(settings.base.bit, known.iter());
-        let surroundings =
-            Surroundings { scheduler: settings.scheduler, node_addresses: &settings.base.node_addresses };
+        let surroundings = Surroundings {
+            scheduler: settings.scheduler,
+            ipv6: settings.base.ipv6,
+            node_addresses: &settings.base.node_addresses,
+        };
         let mut expected =
             Self { service_ports: Vec::new(), elements: settings.base.elements().into_iter().collect() };
         for (name, row) in rows {

@@ -48,14 +48,7 @@ pub enum KernelFailure {
 impl KernelFailure {
     /// The failure with its causes, in one line.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            cause = error.source();
-        }
-        text
+        crate::error::chain(self)
     }
 
     /// Label of metrics.
@@ -74,6 +67,8 @@ impl KernelFailure {
 pub struct Base {
     /// The policy bit of the mark.
     pub bit: PolicyBit,
+    /// The host speaks IPv6; without it IPv6 frontends are left out.
+    pub ipv6: bool,
     /// IPVS timeouts in seconds: TCP, TCP after FIN, UDP.
     pub timeouts: (u32, u32, u32),
     /// Addresses at which node ports answer.

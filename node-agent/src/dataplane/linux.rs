@@ -57,7 +57,7 @@ impl LinuxKernel {
         let desired = DesiredRoutes {
             mark_bit: NonZeroU32::new(base.bit.mask()).unwrap_or(NonZeroU32::MIN),
             service_cidrs: base.service_cidrs.clone(),
-            ipv6: true,
+            ipv6: base.ipv6,
         };
         let observed = self.routes.observe().map_err(in_routes("read the rules and routes"))?;
         let ops = policy_route::plan(&desired, &observed);

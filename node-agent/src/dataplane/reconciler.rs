@@ -29,6 +29,7 @@ use super::{
     table::{Table, Work},
 };
 use crate::{
+    error::chain,
     ipvs::{IpvsOp, is_gone},
     model::{Protocol, Row, ServicePortName},
     netlink::KernelError,
@@ -246,6 +247,7 @@ impl<K: Kernel> Reconciler<K> {
         };
         let surroundings = Surroundings {
             scheduler: self.settings.scheduler,
+            ipv6: self.settings.base.ipv6,
             node_addresses: &self.settings.base.node_addresses,
         };
         let marks = &mut self.marks;
@@ -281,7 +283,7 @@ impl<K: Kernel> Reconciler<K> {
             self.count_failure("record");
             for (index, ..) in ops {
                 if let Some(step) = steps.get_mut(index) {
-                    step.failure.get_or_insert_with(|| format!("{error}: {}", chain(&error)));
+                    step.failure.get_or_insert_with(|| chain(&error));
                 }
             }
             return;
@@ -527,8 +529,4 @@ fn label(op: &IpvsOp) -> &'static str {
 pub(super) fn must_drain(mirror: &Mirror, key: &ServerKey) -> bool {
     key.protocol() == Protocol::Tcp
         && mirror.servers.get(key).is_some_and(|server| !server.backends.is_empty())
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    error.source().map(ToString::to_string).unwrap_or_default()
 }

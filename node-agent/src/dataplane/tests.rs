@@ -138,6 +138,7 @@ fn settings() -> Settings {
         drain_timeout: Duration::from_secs(60),
         base: Base {
             bit: PolicyBit::new(12).unwrap(),
+            ipv6: true,
             timeouts: (1, 1, 1),
             node_addresses: vec![],
             pod_cidrs: vec![],
