@@ -1,0 +1,336 @@
+//! The network of a test.
+//!
+//! ```text
+//!   pod1 .2 ┐                                            client 172.16.0.2
+//!           ├ node1 192.168.50.1 ──┐                        │
+//!   pod2 .3 ┘ 10.244.1.0/24        ├── router (bridge) ─────┘
+//!   pod3 .2 ─ node2 192.168.50.2 ──┘   192.168.50.9, 172.16.0.1
+//!             10.244.2.0/24
+//! ```
+//!
+//! The same in IPv6 (see [`addr`]). node1 is for the agent under test; node2 only routes for its pod. The router knows
+//! the way to the pods of each node, and sends whatever else it knows no way for to node1: that is how the addresses
+//! of Services get there, which no device owns.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::process::{Signal, kill_process};
+use tempfile::TempDir;
+
+use super::{Namespace, Process, diagnose, processes_in, require_ipvs_kernel};
+use crate::eventually;
+
+/// An address in both families.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Address {
+    /// The IPv4 address.
+    pub v4: Ipv4Addr,
+    /// The IPv6 address.
+    pub v6: Ipv6Addr,
+}
+
+impl Address {
+    /// Both, as general addresses, IPv4 first.
+    pub const fn both(self) -> [IpAddr; 2] {
+        [IpAddr::V4(self.v4), IpAddr::V6(self.v6)]
+    }
+
+    /// The one of the family of `other`.
+    pub const fn like(self, other: IpAddr) -> IpAddr {
+        match other {
+            IpAddr::V4(_) => IpAddr::V4(self.v4),
+            IpAddr::V6(_) => IpAddr::V6(self.v6),
+        }
+    }
+}
+
+/// The addresses of the topology. Pod ranges and the service range do not overlap: 10.96.0.0/16 and fd00:96::/112, and
+/// the documentation ranges 203.0.113.0/24 and 2001:db8::/32, are free for Services.
+pub mod addr {
+    use super::{Address, Ipv4Addr, Ipv6Addr};
+
+    const fn node(n: u8) -> Address {
+        Address {
+            v4: Ipv4Addr::new(192, 168, 50, n),
+            v6: Ipv6Addr::new(0xfd00, 0x50, 0, 0, 0, 0, 0, n as u16),
+        }
+    }
+
+    const fn pod(node: u8, n: u8) -> Address {
+        Address {
+            v4: Ipv4Addr::new(10, 244, node, n),
+            v6: Ipv6Addr::new(0xfd00, 0x244, node as u16, 0, 0, 0, 0, n as u16),
+        }
+    }
+
+    const fn outside(n: u8) -> Address {
+        Address { v4: Ipv4Addr::new(172, 16, 0, n), v6: Ipv6Addr::new(0xfd00, 0x16, 0, 0, 0, 0, 0, n as u16) }
+    }
+
+    /// The node under test: 192.168.50.1, fd00:50::1.
+    pub const NODE1: Address = node(1);
+    /// The other node: 192.168.50.2, fd00:50::2.
+    pub const NODE2: Address = node(2);
+    /// The router, on the side of the nodes: 192.168.50.9, fd00:50::9.
+    pub const ROUTER: Address = node(9);
+    /// The router, on the side of the client: 172.16.0.1, fd00:16::1.
+    pub const ROUTER_OUTSIDE: Address = outside(1);
+    /// The client outside: 172.16.0.2, fd00:16::2.
+    pub const CLIENT: Address = outside(2);
+    /// node1 as its pods see it: 10.244.1.1, fd00:244:1::1.
+    pub const GATEWAY1: Address = pod(1, 1);
+    /// node2 as its pod sees it: 10.244.2.1, fd00:244:2::1.
+    pub const GATEWAY2: Address = pod(2, 1);
+    /// A pod on node1: 10.244.1.2, fd00:244:1::2.
+    pub const POD1: Address = pod(1, 2);
+    /// Another pod on node1: 10.244.1.3, fd00:244:1::3.
+    pub const POD2: Address = pod(1, 3);
+    /// The pod on node2: 10.244.2.2, fd00:244:2::2.
+    pub const POD3: Address = pod(2, 2);
+}
+
+/// How the pods of a node reach it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PodLinks {
+    /// A veth pair each, routed, as Calico and the ptp plugin do.
+    #[default]
+    Routed,
+    /// Ports of one bridge, `cni0`, as the bridge plugin and flannel do.
+    Bridged,
+}
+
+/// How the network of a test is to be made.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TopologyBuilder {
+    pod_links: PodLinks,
+}
+
+impl TopologyBuilder {
+    /// Chooses how pods reach their node.
+    #[must_use]
+    pub fn pod_links(mut self, pod_links: PodLinks) -> Self {
+        self.pod_links = pod_links;
+        self
+    }
+
+    /// Makes the network.
+    pub fn build(self) -> Result<Topology> {
+        require_ipvs_kernel()?;
+        let new = |name| Namespace::new(name);
+        let topology = Topology {
+            node1: new("node1")?,
+            node2: new("node2")?,
+            router: new("router")?,
+            client: new("client")?,
+            pod1: new("pod1")?,
+            pod2: new("pod2")?,
+            pod3: new("pod3")?,
+            logs: tempfile::Builder::new().prefix("fairlead-topology-").tempdir()?,
+        };
+        for forwarder in [&topology.node1, &topology.node2, &topology.router] {
+            forwarder.sysctl("net/ipv4/ip_forward", "1")?;
+            forwarder.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+            // one reject a second a peer is too few for a table of packet cases
+            forwarder.sysctl("net/ipv4/icmp_ratelimit", "0")?;
+            forwarder.sysctl("net/ipv6/icmp/ratelimit", "0")?;
+        }
+        topology.wire_router()?;
+        let local = [(&topology.pod1, addr::POD1), (&topology.pod2, addr::POD2)];
+        wire_pods(&topology.node1, addr::GATEWAY1, &local, self.pod_links)?;
+        wire_pods(&topology.node2, addr::GATEWAY2, &[(&topology.pod3, addr::POD3)], self.pod_links)?;
+        Ok(topology)
+    }
+}
+
+/// Two nodes with pods, a router, and a client outside. Removed with all that runs in it when it goes out of scope;
+/// if a test panics meanwhile, the state of its nodes and the logs of its programs are printed first.
+#[derive(Debug)]
+pub struct Topology {
+    /// The node under test.
+    pub node1: Namespace,
+    /// A node that only routes.
+    pub node2: Namespace,
+    /// The way out, and the switch between the nodes.
+    pub router: Namespace,
+    /// A client that is on no node.
+    pub client: Namespace,
+    /// A pod on node1.
+    pub pod1: Namespace,
+    /// Another pod on node1.
+    pub pod2: Namespace,
+    /// A pod on node2.
+    pub pod3: Namespace,
+    logs: TempDir,
+}
+
+impl Topology {
+    /// The network with its defaults.
+    pub fn new() -> Result<Self> {
+        Self::builder().build()
+    }
+
+    /// Starts to describe a network.
+    pub fn builder() -> TopologyBuilder {
+        TopologyBuilder::default()
+    }
+
+    /// A folder that goes with the topology: for configuration and state of the programs in it.
+    pub fn scratch(&self, name: &str) -> Result<std::path::PathBuf> {
+        let folder = self.logs.path().join(name);
+        std::fs::create_dir_all(&folder).with_context(|| format!("failed to create {}", folder.display()))?;
+        Ok(folder)
+    }
+
+    /// Starts a program made with [`Namespace::command`]; its log is shown if the test fails.
+    pub fn start(&self, name: &str, command: &mut Command) -> Result<Process> {
+        Process::start(name, command, self.logs.path())
+    }
+
+    /// The state of the nodes' dataplanes and the ends of the logs.
+    pub fn diagnose(&self) -> String {
+        diagnose::report(&[&self.node1, &self.node2], self.logs.path())
+    }
+
+    fn namespaces(&self) -> [&Namespace; 7] {
+        [&self.node1, &self.node2, &self.router, &self.client, &self.pod1, &self.pod2, &self.pod3]
+    }
+
+    fn wire_router(&self) -> Result<()> {
+        self.router.ip(&[
+            "link add lan type bridge",
+            &format!("link add to-node1 type veth peer name eth0 netns {}", self.node1.path()),
+            &format!("link add to-node2 type veth peer name eth0 netns {}", self.node2.path()),
+            &format!("link add to-client type veth peer name eth0 netns {}", self.client.path()),
+            "link set to-node1 master lan up",
+            "link set to-node2 master lan up",
+            "link set lan up",
+            "link set to-client up",
+        ])?;
+        for (namespace, device, address) in [
+            (&self.router, "lan", addr::ROUTER),
+            (&self.router, "to-client", addr::ROUTER_OUTSIDE),
+            (&self.node1, "eth0", addr::NODE1),
+            (&self.node2, "eth0", addr::NODE2),
+            (&self.client, "eth0", addr::CLIENT),
+        ] {
+            namespace.ip(&[
+                format!("link set {device} up"),
+                format!("addr add {}/24 dev {device}", address.v4),
+                format!("addr add {}/64 dev {device} nodad", address.v6),
+            ])?;
+        }
+        self.client.ip(&default_routes(addr::ROUTER_OUTSIDE))?;
+        self.node1.ip(&[default_routes(addr::ROUTER), pod_routes(addr::GATEWAY2, addr::NODE2)].concat())?;
+        self.node2.ip(&[default_routes(addr::ROUTER), pod_routes(addr::GATEWAY1, addr::NODE1)].concat())?;
+        let to_pods =
+            [pod_routes(addr::GATEWAY1, addr::NODE1), pod_routes(addr::GATEWAY2, addr::NODE2)].concat();
+        self.router.ip(&[to_pods, default_routes(addr::NODE1)].concat())
+    }
+}
+
+/// Connects pods to their node.
+fn wire_pods(
+    node: &Namespace,
+    gateway: Address,
+    pods: &[(&Namespace, Address)],
+    links: PodLinks,
+) -> Result<()> {
+    if links == PodLinks::Bridged {
+        node.ip(&[
+            "link add cni0 type bridge".to_owned(),
+            "link set cni0 up".to_owned(),
+            format!("addr add {}/24 dev cni0", gateway.v4),
+            format!("addr add {}/64 dev cni0 nodad", gateway.v6),
+        ])?;
+    }
+    for (pod, address) in pods {
+        let veth = format!("veth-{}", pod.name());
+        node.ip(&[
+            format!("link add {veth} type veth peer name eth0 netns {}", pod.path()),
+            format!("link set {veth} up"),
+        ])?;
+        match links {
+            PodLinks::Bridged => {
+                // hairpin: a pod that is its own backend gets its packets back through the port they came from
+                node.ip(&[format!("link set {veth} master cni0 type bridge_slave hairpin on")])?;
+                pod.ip(&[pod_addresses(*address, 24, 64), default_routes(gateway)].concat())?;
+            }
+            PodLinks::Routed => {
+                node.ip(&[
+                    format!("addr add {}/32 dev {veth}", gateway.v4),
+                    format!("addr add {}/128 dev {veth} nodad", gateway.v6),
+                    format!("route add {} dev {veth}", address.v4),
+                    format!("route add {} dev {veth}", address.v6),
+                ])?;
+                let to_gateway = gateway.both().map(|gateway| format!("route add {gateway} dev eth0"));
+                let addresses = pod_addresses(*address, 32, 128);
+                pod.ip(&[addresses, to_gateway.to_vec(), default_routes(gateway)].concat())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn pod_addresses(address: Address, v4_length: u8, v6_length: u8) -> Vec<String> {
+    vec![
+        "link set eth0 up".to_owned(),
+        format!("addr add {}/{v4_length} dev eth0", address.v4),
+        format!("addr add {}/{v6_length} dev eth0 nodad", address.v6),
+    ]
+}
+
+impl Drop for Topology {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // captured by libtest with the output of this very test
+            println!("{}", self.diagnose());
+        }
+        let inodes: Vec<_> =
+            self.namespaces().iter().filter_map(|namespace| namespace.inode().ok()).collect();
+        let gone = eventually("processes in the namespaces are killed", Duration::from_secs(10), || {
+            let left = processes_in(&inodes);
+            for pid in &left {
+                // it may have ended meanwhile
+                let _ = kill_process(*pid, Signal::KILL);
+            }
+            left.is_empty()
+        });
+        if let Err(error) = gone {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+fn default_routes(via: Address) -> Vec<String> {
+    via.both().iter().map(|via| format!("route add default via {via}")).collect()
+}
+
+/// The routes to the pods behind `gateway`, through the node `via`.
+fn pod_routes(gateway: Address, via: Address) -> Vec<String> {
+    let v4 = Ipv4Addr::from_bits(gateway.v4.to_bits() & !0xff);
+    let v6 = Ipv6Addr::from_bits(gateway.v6.to_bits() & !u128::from(u64::MAX));
+    vec![format!("route add {v4}/24 via {}", via.v4), format!("route add {v6}/64 via {}", via.v6)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_are_routed_through_their_node_in_both_families() {
+        assert_eq!(
+            pod_routes(addr::GATEWAY2, addr::NODE2),
+            ["route add 10.244.2.0/24 via 192.168.50.2", "route add fd00:244:2::/64 via fd00:50::2"]
+        );
+    }
+
+    #[test]
+    fn an_address_is_chosen_by_family() {
+        let [v4, v6] = addr::POD1.both();
+        assert_eq!(addr::CLIENT.like(v4).to_string(), "172.16.0.2");
+        assert_eq!(addr::CLIENT.like(v6).to_string(), "fd00:16::2");
+    }
+}
