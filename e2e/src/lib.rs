@@ -7,6 +7,7 @@
 //!                                       traffic (servers and clients in them) <────┘
 //! ```
 //!
+//! * [`agent`] is the agent under test, with its manifests.
 //! * [`machine`] boots a kernel that has IPVS and runs one command in it.
 //! * [`ns`] gives each test its own network of namespaces.
 //! * [`traffic`] holds the servers and clients that run in those namespaces.
@@ -15,6 +16,7 @@
 //!
 //! The rig drives the programs of the product from outside; it never links their logic.
 
+pub mod agent;
 pub mod machine;
 pub mod ns;
 pub mod packages;

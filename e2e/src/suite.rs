@@ -1,6 +1,6 @@
 //! The guest tests: built on the host, run as root where the kernel has IPVS.
 //!
-//! They are ordinary test binaries (`e2e/tests`, feature `machine`). All of them run in one machine, one after the
+//! They are ordinary test binaries (`tests` of e2e and node-agent, feature `machine`). All of them run in one machine, one after the
 //! other; the tests of one binary run beside each other, each in its own namespaces.
 
 use std::collections::BTreeMap;
@@ -21,6 +21,9 @@ pub const AGENT: &str = "FAIRLEAD_AGENT";
 const AGENT_PROGRAM: &str = "fairlead-node-agent";
 const AGENT_CRATE: &str = "fairlead-node-agent";
 const FOLDER: &str = env!("CARGO_MANIFEST_DIR");
+
+/// The rig itself, also when cargo has replaced its file meanwhile, and as what runs first in the machine.
+const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// The agent's program, built for the tests.
 pub fn agent() -> Result<PathBuf> {
@@ -45,7 +48,7 @@ pub fn run(place: Place, filter: Option<&str>, timeout: Duration) -> Result<()> 
         ns::require_ipvs_kernel()?;
     }
     let built = Built::make()?;
-    let mut argv = vec![std::env::current_exe()?.display().to_string(), "guest-tests".into()];
+    let mut argv = vec![THIS_PROGRAM.to_owned(), "guest-tests".into()];
     argv.extend(filter.map(|filter| format!("--filter={filter}")));
     argv.extend(built.tests.iter().map(|test| test.display().to_string()));
     let mut env: BTreeMap<String, String> =
@@ -88,8 +91,10 @@ impl Built {
             "--no-run",
             "-p",
             "fairlead-e2e",
+            "-p",
+            AGENT_CRATE,
             "--features",
-            "machine",
+            "fairlead-e2e/machine,fairlead-node-agent/machine",
             "--test",
             "*",
         ])?)?;

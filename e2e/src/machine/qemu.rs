@@ -20,22 +20,30 @@ use crate::process::{Reaped, die_with_parent, shown};
 /// How much of the console is shown when the machine fails.
 const CONSOLE_LINES: usize = 60;
 
+const RIG: &str = "rig";
+const SAID: &str = "qemu.log";
+const CONSOLE: &str = "console.log";
+
 /// A running QEMU; killed with this value, with the thread that started it, or with the rig.
 pub struct Qemu {
     process: Reaped,
     /// Kept open: at its end QEMU would take the port for unplugged.
     _input: ChildStdin,
     frames: Receiver<std::io::Result<Option<Frame>>>,
-    /// Holds the kernel's console and what QEMU itself had to say.
-    logs: TempDir,
+    /// Holds the kernel's console, what QEMU itself had to say, and the rig's own program.
+    folder: TempDir,
 }
 
 impl Qemu {
     /// Starts QEMU and gives the machine its job.
     pub fn start(image: &Image, options: Options, accel: Accel, job: &Job) -> Result<Self> {
-        let logs = tempfile::Builder::new().prefix("fairlead-machine-").tempdir()?;
-        let mut command = arguments(image, options, accel, &logs.path().join("console"))?;
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(logs.path().join("qemu"))?);
+        let folder = tempfile::Builder::new().prefix("fairlead-machine-").tempdir()?;
+        // a copy, because cargo may replace the program while it runs
+        let rig = folder.path().join(RIG);
+        fs::copy("/proc/self/exe", &rig)
+            .with_context(|| format!("failed to copy the rig to {}", rig.display()))?;
+        let mut command = arguments(image, options, accel, folder.path());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(folder.path().join(SAID))?);
         die_with_parent(&mut command);
         let mut child = command.spawn().with_context(|| format!("failed to start `{}`", shown(&command)))?;
 
@@ -58,7 +66,7 @@ impl Qemu {
                 }
             }
         });
-        Ok(Self { process, _input: input, frames, logs })
+        Ok(Self { process, _input: input, frames, folder })
     }
 
     /// The next frame; none when `deadline` passes first, an error when QEMU ends.
@@ -67,7 +75,7 @@ impl Qemu {
             Ok(Ok(Some(frame))) => Ok(Some(frame)),
             Ok(Ok(None)) | Err(RecvTimeoutError::Disconnected) => {
                 let status = self.process.0.wait()?;
-                let said = fs::read_to_string(self.logs.path().join("qemu")).unwrap_or_default();
+                let said = fs::read_to_string(self.folder.path().join(SAID)).unwrap_or_default();
                 bail!("QEMU ended before the command did ({status}) {}", said.trim())
             }
             Ok(Err(error)) => Err(error).context("failed to read what the machine says"),
@@ -77,7 +85,7 @@ impl Qemu {
 
     /// The last lines of the kernel's console.
     fn console(&self) -> String {
-        let bytes = fs::read(self.logs.path().join("console")).unwrap_or_default();
+        let bytes = fs::read(self.folder.path().join(CONSOLE)).unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes);
         let lines: Vec<_> = text.lines().collect();
         lines.get(lines.len().saturating_sub(CONSOLE_LINES)..).unwrap_or_default().join("\n")
@@ -91,8 +99,7 @@ impl Run {
     }
 }
 
-fn arguments(image: &Image, options: Options, accel: Accel, console: &Path) -> Result<Command> {
-    let rig = std::env::current_exe().context("failed to find the rig's own program")?;
+fn arguments(image: &Image, options: Options, accel: Accel, folder: &Path) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
     command.args(["-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"]);
     match accel {
@@ -106,14 +113,14 @@ fn arguments(image: &Image, options: Options, accel: Accel, console: &Path) -> R
         &format!(
             // panic=-1 with -no-reboot ends QEMU when the kernel panics
             "console=ttyS0 loglevel=5 panic=-1 net.ifnames=0 FAIRLEAD_RIG=\"{}\"",
-            rig.display()
+            folder.join(RIG).display()
         ),
     ]);
     command.args(["-virtfs", "local,path=/,mount_tag=host,security_model=none,multidevs=remap,readonly=on"]);
-    command.arg("-serial").arg(format!("file:{}", console.display()));
+    command.arg("-serial").arg(format!("file:{}", folder.join(CONSOLE).display()));
     command.args(["-device", "virtio-serial-pci", "-chardev", "stdio,id=rig,signal=off"]);
     command.args(["-device", &format!("virtserialport,chardev=rig,name={PORT}")]);
     // entropy at once: a kernel without it makes the first program that asks wait
     command.args(["-device", "virtio-rng-pci"]);
-    Ok(command)
+    command
 }
