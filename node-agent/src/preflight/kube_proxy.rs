@@ -58,7 +58,8 @@ fn ask(probe: &Probe) -> Option<Conflict> {
 fn get(mut stream: TcpStream, path: &str) -> Option<String> {
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
     stream.set_write_timeout(Some(PATIENCE)).ok()?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").ok()?;
+    // In one piece: a server that answers before it has read all resets the connection.
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes()).ok()?;
     let answer = String::from_utf8(read(stream)).ok()?;
     let (head, body) = answer.split_once("\r\n\r\n")?;
     let body = body.trim();

@@ -193,7 +193,7 @@ fn parse(layout: &Layout, table: &str, info: &[u8], answer: &[u8]) -> Option<Vec
         let policy = Entry::at(layout, entries, last)?;
         let mut accepted_marks = Vec::new();
         if hook == Hook::Input {
-            let rules = Entries { layout, entries, at: first }.take_while(|(at, _)| *at < last);
+            let rules = Entries { layout, bytes: entries, at: first }.take_while(|(at, _)| *at < last);
             accepted_marks.extend(rules.filter_map(|(_, rule)| rule.accepted_mark()));
         }
         let base = BaseChain { hook, priority: priority(table, hook), drops: policy.drops(), accepted_marks };
@@ -202,7 +202,7 @@ fn parse(layout: &Layout, table: &str, info: &[u8], answer: &[u8]) -> Option<Vec
     // Each user-defined chain begins with an entry whose target ERROR carries its name; one named
     // ERROR itself ends the table.
     let mut ended = false;
-    for (_, entry) in (Entries { layout, entries, at: 0 }) {
+    for (_, entry) in (Entries { layout, bytes: entries, at: 0 }) {
         if let Some(name) = entry.error_name() {
             ended = name == "ERROR";
             if !ended {
@@ -277,7 +277,7 @@ impl<'a> Entry<'a> {
 
 struct Entries<'a> {
     layout: &'a Layout,
-    entries: &'a [u8],
+    bytes: &'a [u8],
     at: usize,
 }
 
@@ -287,7 +287,7 @@ impl<'a> Iterator for Entries<'a> {
     fn next(&mut self) -> Option<Self::Item> {
         let at = self.at;
         // An entry is never shorter than its fixed part, so this ends.
-        let entry = Entry::at(self.layout, self.entries, at)?;
+        let entry = Entry::at(self.layout, self.bytes, at)?;
         self.at = at.checked_add(entry.length)?;
         Some((at, entry))
     }

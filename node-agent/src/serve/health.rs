@@ -133,7 +133,7 @@ mod tests {
     /// A dataplane whose oldest change has waited so long.
     fn waiting(now: Now, waited: Duration) -> Dataplane {
         Dataplane {
-            queued_since: Some(now.monotonic - waited),
+            queued_since: now.monotonic.checked_sub(waited),
             last_programmed: Some("2026-05-01T11:00:00Z".parse::<Timestamp>().unwrap().into()),
             ..Dataplane::default()
         }
