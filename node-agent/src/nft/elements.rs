@@ -99,7 +99,7 @@ mod tests {
         assert!(bodies.len() > 1);
         let mut keys = Vec::new();
         for body in bodies {
-            assert!(body.len() + 4 <= usize::from(u16::MAX));
+            assert!(u16::try_from(body.len() + 4).is_ok());
             for attr in Attrs::new(&body) {
                 let raw = RawElement::decode(attr).unwrap();
                 assert_eq!(raw.data.is_none(), raw.interval_end);
