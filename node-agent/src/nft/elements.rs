@@ -79,3 +79,38 @@ pub(super) fn in_answer<'a>(attrs: &Attrs<'a>) -> impl Iterator<Item = Attr<'a>>
         .map_or(Attrs::new(&[]), Attr::nested)
         .filter(|attr| attr.kind == LIST_ELEM)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Number(u32);
+
+    impl Encode for Number {
+        fn encode(&self, each: &mut dyn FnMut(RawElement<'_>)) {
+            each(RawElement { key: &self.0.to_be_bytes(), data: Some(&[1, 2, 3, 4]), interval_end: false });
+            each(RawElement { key: &(self.0 + 1).to_be_bytes(), data: None, interval_end: true });
+        }
+    }
+
+    #[test]
+    fn many_elements_go_in_pieces_that_an_attribute_can_hold_and_none_is_lost() {
+        let bodies = chunks((0..100_000).map(Number));
+        assert!(bodies.len() > 1);
+        let mut keys = Vec::new();
+        for body in bodies {
+            assert!(u16::try_from(body.len() + 4).is_ok());
+            for attr in Attrs::new(&body) {
+                let raw = RawElement::decode(attr).unwrap();
+                assert_eq!(raw.data.is_none(), raw.interval_end);
+                keys.push(u32::from_be_bytes(raw.key.try_into().unwrap()));
+            }
+        }
+        assert_eq!(keys, (0..100_000).flat_map(|n| [n, n + 1]).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn no_elements_are_no_message() {
+        assert!(chunks(Vec::<Number>::new()).is_empty());
+    }
+}

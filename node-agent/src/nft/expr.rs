@@ -43,6 +43,8 @@ impl Reg {
 pub enum MetaKey {
     /// The packet mark.
     Mark,
+    /// Index of the device that it leaves by.
+    OutputDevice,
     /// Family of a packet in an `inet` table.
     NfProto,
     /// Transport protocol.
@@ -55,6 +57,7 @@ impl MetaKey {
     fn number(self) -> u32 {
         match self {
             Self::Mark => 3,
+            Self::OutputDevice => 5,
             Self::NfProto => 15,
             Self::L4Proto => 16,
             Self::Other(number) => number,
@@ -62,7 +65,7 @@ impl MetaKey {
     }
 
     fn from_number(number: u32) -> Self {
-        [Self::Mark, Self::NfProto, Self::L4Proto]
+        [Self::Mark, Self::OutputDevice, Self::NfProto, Self::L4Proto]
             .into_iter()
             .find(|key| key.number() == number)
             .unwrap_or(Self::Other(number))
@@ -175,8 +178,8 @@ impl Verdict {
 /// How a packet is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reject {
-    /// "Destination unreachable" of the packet's own family, with this code.
-    Unreachable(u8),
+    /// ICMP or ICMPv6 "port unreachable": the client sees "connection refused".
+    PortUnreachable,
     /// A TCP reset.
     TcpReset,
     /// Another answer: type and code.
@@ -423,7 +426,7 @@ impl Expr {
             }
             Self::Verdict(verdict) => encode_verdict(w, verdict),
             Self::Reject(reject) => match reject {
-                Reject::Unreachable(code) => w.be32(1, 0).bytes(2, &[*code]),
+                Reject::PortUnreachable => w.be32(1, 2).bytes(2, &[1]),
                 Reject::TcpReset => w.be32(1, 1),
                 Reject::Other(kind, code) => w.be32(1, *kind).bytes(2, &[*code]),
             },
@@ -497,7 +500,7 @@ impl Expr {
             },
             "counter" => Self::Counter,
             "reject" => Self::Reject(match (f.be32(1)?, f.byte(2).unwrap_or_default()) {
-                (0, code) => Reject::Unreachable(code),
+                (2, 1) => Reject::PortUnreachable,
                 (1, _) => Reject::TcpReset,
                 (kind, code) => Reject::Other(kind, code),
             }),

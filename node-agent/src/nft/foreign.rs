@@ -28,8 +28,7 @@ pub struct ForeignChain {
     pub name: String,
     /// Its place and policy, if it is a base chain.
     pub base: Option<Base>,
-    /// For base chains of the input hook: the marks accepted before anything else can happen to
-    /// a packet, that is by rules at its beginning.
+    /// For base chains of the input hook: the marks that a rule accepts, wherever in the chain.
     pub accepted_marks: Vec<AcceptedMark>,
 }
 
@@ -102,4 +101,54 @@ pub fn accepted_mark(rule: &Rule) -> Option<AcceptedMark> {
 
 fn word(bytes: &[u8]) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::nft::expr::Reg;
+
+    const BIT: AcceptedMark = AcceptedMark { mask: 0x1000, value: 0x1000 };
+
+    #[rstest]
+    #[case::is(Rule::new("").mark_is(0x1000, 0x1000).accept(), Some(BIT))]
+    #[case::has(Rule::new("").mark_has(0x1000).accept(), Some(BIT))]
+    #[case::counted(Rule::new("").mark_has(0x1000).counter().accept(), Some(BIT))]
+    #[case::two_bits_are_not_one(Rule::new("").mark_has(0x3000).accept(), None)]
+    #[case::lacks(Rule::new("").mark_lacks(0x1000).accept(), Some(AcceptedMark { mask: 0x1000, value: 0 }))]
+    #[case::more_conditions(Rule::new("").mark_has(0x1000).protocol(6).accept(), None)]
+    #[case::condition_before(Rule::new("").protocol(6).mark_has(0x1000).accept(), None)]
+    #[case::dropped(Rule::new("").mark_has(0x1000).discard(), None)]
+    #[case::no_verdict(Rule::new("").mark_has(0x1000), None)]
+    #[case::everything(Rule::new("").accept(), None)]
+    fn a_rule_accepts_by_its_mark_alone(#[case] rule: Rule, #[case] accepted: Option<AcceptedMark>) {
+        assert_eq!(accepted_mark(&rule), accepted);
+    }
+
+    #[test]
+    fn a_whole_mark_is_compared_without_a_mask() {
+        let exprs = vec![
+            Expr::Meta { key: MetaKey::Mark, dreg: Reg::FIRST },
+            Expr::Cmp { sreg: Reg::FIRST, op: Cmp::Eq, data: 7u32.to_ne_bytes().to_vec() },
+            Expr::Verdict(Verdict::Accept),
+        ];
+        let accepted = accepted_mark(&Rule { exprs, comment: None });
+        assert_eq!(accepted, Some(AcceptedMark { mask: u32::MAX, value: 7 }));
+    }
+
+    #[test]
+    fn the_mark_match_of_iptables_counts_unless_inverted() {
+        let rule = |invert| Rule {
+            exprs: vec![
+                Expr::XtMark { mark: 0x1000, mask: 0x1000, invert },
+                Expr::Counter,
+                Expr::Verdict(Verdict::Accept),
+            ],
+            comment: None,
+        };
+        assert_eq!(accepted_mark(&rule(false)), Some(BIT));
+        assert_eq!(accepted_mark(&rule(true)), None);
+    }
 }

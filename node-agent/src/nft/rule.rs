@@ -18,9 +18,10 @@ pub const CT_KNOWN: u32 = 2 | 4;
 const CT_STATUS_DNAT: u32 = 0x20;
 /// `RTN_LOCAL`.
 const RTN_LOCAL: u32 = 2;
+/// `LOOPBACK_IFINDEX`, the same in every network namespace.
+const LOOPBACK_IFINDEX: u32 = 1;
+const TCP: u8 = 6;
 const TCP_OPTION_MSS: u8 = 2;
-const ICMP_PORT_UNREACHABLE: u8 = 3;
-const ICMPV6_PORT_UNREACHABLE: u8 = 4;
 
 /// A part of the key of a set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,9 +113,19 @@ impl Rule {
     /// TCP packets with any of these flags.
     #[must_use]
     pub fn tcp_flags(self, flags: u8) -> Self {
+        self.tcp_flags_compared(flags, Cmp::Neq)
+    }
+
+    /// TCP packets with none of these flags.
+    #[must_use]
+    pub fn tcp_flags_lack(self, flags: u8) -> Self {
+        self.tcp_flags_compared(flags, Cmp::Eq)
+    }
+
+    fn tcp_flags_compared(self, flags: u8, op: Cmp) -> Self {
         let load = Expr::Payload { base: Header::Transport, offset: 13, len: 1, dreg: Reg::FIRST };
         let mask = Expr::Bitwise { sreg: Reg::FIRST, dreg: Reg::FIRST, mask: vec![flags], xor: vec![0] };
-        self.protocol(6).with([load, mask, Expr::Cmp { sreg: Reg::FIRST, op: Cmp::Neq, data: vec![0] }])
+        self.protocol(TCP).with([load, mask, Expr::Cmp { sreg: Reg::FIRST, op, data: vec![0] }])
     }
 
     /// Packets whose mark, masked, is a value.
@@ -186,8 +197,24 @@ impl Rule {
     /// Packets to an address that this node does not have.
     #[must_use]
     pub fn to_foreign_address(self) -> Self {
+        self.address_type(Cmp::Neq)
+    }
+
+    /// Packets to an address of this node.
+    #[must_use]
+    pub fn to_own_address(self) -> Self {
+        self.address_type(Cmp::Eq)
+    }
+
+    fn address_type(self, op: Cmp) -> Self {
         let load = Expr::Fib { flags: FIB_DESTINATION, result: FIB_ADDRESS_TYPE, dreg: Reg::FIRST };
-        self.equals(load, Cmp::Neq, &RTN_LOCAL.to_ne_bytes())
+        self.equals(load, op, &RTN_LOCAL.to_ne_bytes())
+    }
+
+    /// Packets on their way to another device than `lo`.
+    #[must_use]
+    pub fn routed_out(self) -> Self {
+        self.equals(meta(MetaKey::OutputDevice), Cmp::Neq, &LOOPBACK_IFINDEX.to_ne_bytes())
     }
 
     /// Adds a bit to the mark.
@@ -246,14 +273,10 @@ impl Rule {
         self.with([Expr::Masquerade { flags: NAT_FULLY_RANDOM }])
     }
 
-    /// Answers "port unreachable" to packets of a family: the client sees "connection refused".
+    /// Answers "port unreachable".
     #[must_use]
-    pub fn reject(self, family: Family) -> Self {
-        let code = match family {
-            Family::V4 => ICMP_PORT_UNREACHABLE,
-            Family::V6 => ICMPV6_PORT_UNREACHABLE,
-        };
-        self.with([Expr::Reject(Reject::Unreachable(code))])
+    pub fn reject(self) -> Self {
+        self.with([Expr::Reject(Reject::PortUnreachable)])
     }
 
     /// Answers with a TCP reset.

@@ -66,3 +66,22 @@ pub(super) fn comment(of: CommentOf, mut bytes: &[u8]) -> Option<String> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_comment_is_found_among_other_entries() {
+        // byte order of the keys (host), then a comment of a set
+        let bytes = [0, 4, 1, 0, 0, 0, 7, 3, b'h', b'i', 0];
+        assert_eq!(comment(CommentOf::Set, &bytes).as_deref(), Some("hi"));
+        assert_eq!(comment(CommentOf::Set, &bytes[..9]), None);
+    }
+
+    #[test]
+    fn a_long_comment_is_cut_between_characters() {
+        let data = UserData::default().comment(CommentOf::Rule, Some(&"ä".repeat(100)));
+        assert_eq!(comment(CommentOf::Rule, &data.0), Some("ä".repeat(64)));
+    }
+}
