@@ -211,8 +211,7 @@ fn run(links: PodLinks) {
     let mut failures = Vec::new();
     for case in cases() {
         let patience = if case.expected == Expected::Refused { 1 } else { 10 };
-        let client =
-            Client::in_ns(namespace(&topology, case.from)).limit(Duration::from_secs(patience));
+        let client = Client::in_ns(namespace(&topology, case.from)).limit(Duration::from_secs(patience));
         let (addresses, port) = case.service.frontend(case.kind);
         for protocol in Protocol::ALL {
             for address in addresses {

@@ -72,7 +72,7 @@ fn install(client: &mut Client) {
 fn differences(client: &mut Client) -> Vec<Difference> {
     match ruleset::read(client, &structure()).unwrap() {
         Found::Intact(_) => Vec::new(),
-        Found::Broken(differences) => differences,
+        Found::Broken { differences, .. } => differences,
     }
 }
 
