@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   demo ──> cargo build (the agent)
-//!        └─> demo --stage machine ──> QEMU ──> demo --stage guest: topology, agent, the steps
+//!        └─> demo machine ──> QEMU ──> demo guest: topology, agent, the steps
 //! ```
 //!
 //! The first process watches the others: whatever they do, something is printed every few seconds.
@@ -21,7 +21,7 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand};
 use fairlead_e2e::machine::{self, Machine};
 use fairlead_e2e::packages;
 
@@ -32,22 +32,22 @@ use fairlead_e2e::packages;
 #[derive(Parser)]
 #[command(version)]
 struct Args {
-    /// Which part of the demo this process is
-    #[arg(long, hide = true, value_enum, default_value = "all")]
-    stage: Stage,
-    /// The agent's program
-    #[arg(long, hide = true, default_value = "")]
-    agent: PathBuf,
+    #[command(subcommand)]
+    stage: Option<Stage>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+/// The parts of the demo that run as processes of their own.
+#[derive(Subcommand)]
 enum Stage {
-    /// Build, then the others.
-    All,
-    /// Packages, kernel, boot.
-    Machine,
-    /// In the machine: what is shown.
-    Guest,
+    /// Packages, kernel, boot
+    #[command(hide = true)]
+    Machine { agent: PathBuf },
+    /// Process 1 of the machine
+    #[command(hide = true)]
+    GuestInit,
+    /// In the machine: what is shown
+    #[command(hide = true)]
+    Guest { agent: PathBuf },
 }
 
 /// Once the machine is up; a slow one takes a minute.
@@ -56,11 +56,11 @@ const LIMIT: Duration = Duration::from_secs(300);
 const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    let done = match args.stage {
-        Stage::All => all(),
-        Stage::Machine => in_machine(&args.agent),
-        Stage::Guest => steps::run(&args.agent).map(|()| ExitCode::SUCCESS),
+    let done = match Args::parse().stage {
+        None => all(),
+        Some(Stage::Machine { agent }) => in_machine(&agent),
+        Some(Stage::GuestInit) => machine::guest::main(),
+        Some(Stage::Guest { agent }) => steps::run(&agent).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {
         eprintln!("\ndemo: error: {error:#}");
@@ -93,7 +93,7 @@ and shows what a Service does there. Your host is not changed, but for Debian pa
 
     println!("[2/2] Booting a machine with an IPVS kernel");
     let mut machine = Command::new(std::env::current_exe().context("failed to find the demo's own program")?);
-    machine.args(["--stage", "machine", "--agent"]).arg(agent_program()?);
+    machine.arg("machine").arg(agent_program()?);
     if !watched::run(&mut machine, "working")?.success() {
         // it has said why
         return Ok(ExitCode::FAILURE);
@@ -140,7 +140,7 @@ fn in_machine(agent: &Path) -> Result<ExitCode> {
     packages::ensure(&[packages::TOOLS])?;
     let machine = Machine::new(machine::Options::default())?;
     let demo = std::env::current_exe().context("failed to find the demo's own program")?;
-    let argv = [&demo, Path::new("--stage"), Path::new("guest"), Path::new("--agent"), agent];
+    let argv = [&demo, Path::new("guest"), agent];
     let command = machine::Command {
         argv: argv.iter().map(|word| word.display().to_string()).collect(),
         env: BTreeMap::new(),
