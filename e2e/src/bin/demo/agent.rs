@@ -11,7 +11,7 @@ use fairlead_e2e::ns::{Namespace, Process, Topology};
 /// `/readyz` and `/metrics` are here.
 const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
 /// The agent's start on a slow machine, modules loaded for the first time.
-const START_LIMIT: Duration = Duration::from_secs(30);
+const START_LIMIT: Duration = Duration::from_secs(90);
 
 /// The agent's program, with the folders it is run with on node1.
 #[derive(Debug)]

@@ -169,8 +169,9 @@ impl<'a> Demo<'a> {
             format!("rr -> sh after {}", seconds(took)),
         )?;
         let now = VirtualServer::connections(&self.topology.node1, vip)?;
+        // The kernel adds them up every 2 s (before 6.2), so the newest may still be missing; a new server starts at 0.
         let fact = format!("{scheduled} connections counted before, {now} after");
-        self.claims.check("the counters are kept", scheduled > 0 && now == scheduled, fact)?;
+        self.claims.check("the counters are kept", scheduled > 0 && now >= scheduled, fact)?;
         open.still_answers(&mut self.claims, "the open connection is kept")?;
         let tally = Tally::of(8, &self.outside(), Protocol::Tcp, vip);
         let one = tally.servers().len() == 1 && tally.failed() == 0;
