@@ -30,7 +30,7 @@ pub const TOOLS: &[Program] = &[
 
 /// Installs what is missing of `wanted`, and says so.
 pub fn ensure(wanted: &[&[Program]]) -> Result<()> {
-    let missing = missing(wanted, |program| find(program).is_some());
+    let missing = missing_of(wanted);
     if missing.is_empty() {
         return Ok(());
     }
@@ -69,6 +69,11 @@ pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let admin = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
     std::env::split_paths(&path).chain(admin).map(|dir| dir.join(program)).find(|file| is_executable(file))
+}
+
+/// The packages that are missing of `wanted`.
+pub fn missing_of(wanted: &[&[Program]]) -> Vec<&'static str> {
+    missing(wanted, |program| find(program).is_some())
 }
 
 fn is_executable(file: &Path) -> bool {
