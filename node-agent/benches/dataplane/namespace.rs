@@ -2,8 +2,11 @@
 
 use std::{fs::File, io, os::fd::AsRawFd, process::Command};
 
-use anyhow::{Context, Result, ensure};
-use fairlead_node_agent::ipvs::{Client, IpvsOp};
+use anyhow::{Context, Result, bail, ensure};
+use fairlead_node_agent::{
+    ipvs::{Client, IpvsOp},
+    preflight::{self, Host},
+};
 
 /// A fresh network namespace that this thread is in until it is left.
 pub struct Namespace {
@@ -11,7 +14,8 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes one and enters it. The process must have one thread: children inherit its namespace.
+    /// Makes one, enters it and prepares it (modules, sysctls) as the agent would. The process must
+    /// have one thread: children inherit its namespace.
     pub fn enter() -> Result<Self> {
         let before =
             File::open("/proc/thread-self/ns/net").context("failed to open the network namespace")?;
@@ -20,6 +24,10 @@ impl Namespace {
         ensure!(result == 0, "failed to make a network namespace: {}", io::Error::last_os_error());
         let status = Command::new("ip").args(["link", "set", "lo", "up"]).status()?;
         ensure!(status.success(), "failed to bring up lo");
+        let prepared = preflight::prepare(&Host::default())?;
+        if let Some(problem) = prepared.refusals.first() {
+            bail!("the kernel cannot be used: {}", problem.message);
+        }
         Ok(Self { before })
     }
 
