@@ -4,9 +4,10 @@
 //! and removes only what is written here. Beside them stand the deadlines of draining backends, which
 //! must survive a restart.
 //!
-//! The file is a journal: a line an entry, `<crc32> <json>`, appended and synced; it is written
-//! anew when most of its lines are history. A line that was cut short by a crash is ignored. The
-//! first line names the boot: after a reboot the kernel is empty and the record starts over.
+//! The file is a journal: a line an entry, `<crc32> <json>`, appended, and synced where it claims a
+//! virtual server; it is written anew when most of its lines are history. A line that was cut short
+//! by a crash is ignored. The first line names the boot: after a reboot the kernel is empty and the
+//! record starts over.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -123,7 +124,8 @@ impl Record {
         &self.contents
     }
 
-    /// Adds entries; they are on disk when this returns.
+    /// Adds entries. They outlive the agent once this returns; a virtual server that is about to be
+    /// made is on disk as well.
     pub fn append(&mut self, entries: &[Entry]) -> Result<(), StateError> {
         if entries.is_empty() {
             return Ok(());
@@ -133,7 +135,12 @@ impl Record {
         for entry in entries {
             push_line(&mut text, entry).map_err(failed)?;
         }
-        self.journal.write_all(text.as_bytes()).and_then(|()| self.journal.sync_data()).map_err(failed)?;
+        self.journal.write_all(text.as_bytes()).map_err(failed)?;
+        // A drain needs no fsync, which would stand in the way of every endpoint that changes: what
+        // is written outlives the agent, and the end of the machine is the end of its connections.
+        if entries.iter().any(|entry| matches!(entry, Entry::Server(_))) {
+            self.journal.sync_data().map_err(failed)?;
+        }
         for entry in entries {
             self.contents.apply(entry);
         }

@@ -45,10 +45,13 @@ impl Snapshot {
     /// Writes the snapshot into a state directory.
     pub fn write(&self, directory: &Path) -> Result<(), StateError> {
         let path = directory.join(FILE);
-        let json = serde_json::to_vec(self)
+        // The checksum goes in front when it is known: a second copy would be the agent's peak of memory.
+        let mut content = b"00000000\n".to_vec();
+        serde_json::to_writer(&mut content, self)
             .map_err(|source| StateError::Write { path: path.clone(), source: source.into() })?;
-        let mut content = format!("{:08x}\n", crc32fast::hash(&json)).into_bytes();
-        content.extend_from_slice(&json);
+        if let Some((sum, json)) = content.split_at_mut_checked(9) {
+            sum.copy_from_slice(format!("{:08x}\n", crc32fast::hash(json)).as_bytes());
+        }
         replace(&path, &content)
     }
 
