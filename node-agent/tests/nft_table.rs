@@ -1,6 +1,8 @@
 //! Our nftables table on a real kernel, as Debian's `nft` sees it. Each test has its own network
 //! namespace. Needs root, no ip_vs.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests may fail them")]
+
 use std::{collections::BTreeSet, process::Command};
 
 use fairlead_node_agent::{
@@ -143,6 +145,19 @@ fn changes_by_hand_are_noticed_and_mended() {
         }
         install(client);
         assert_eq!(differences(client), []);
+    });
+}
+
+#[test]
+fn the_elements_of_a_damaged_table_are_read_for_the_next() {
+    in_namespace(|client| {
+        install(client);
+        nft("flush chain inet fairlead classify");
+        nft("add element inet fairlead cluster-ips-4 { 192.0.2.10 . icmp . 80 }");
+        let found = ruleset::read(client, &structure()).unwrap();
+        let Found::Broken { differences, elements: read } = found else { panic!("{found:?}") };
+        assert_eq!(differences.len(), 2, "{differences:?}");
+        assert_eq!(read, elements());
     });
 }
 

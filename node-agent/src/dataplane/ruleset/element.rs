@@ -135,15 +135,24 @@ impl Element {
     }
 }
 
-/// Reads the elements of a set, none if one of them could not be ours.
-pub(super) fn read_all(client: &mut Client, set: SetName) -> Result<Option<BTreeSet<Element>>, NftError> {
+/// The elements of a set, as far as they could be ours.
+#[derive(Debug, Default)]
+pub(super) struct Read {
+    pub elements: BTreeSet<Element>,
+    /// True when there are none besides.
+    pub all_ours: bool,
+}
+
+/// Reads the elements of a set.
+pub(super) fn read_all(client: &mut Client, set: SetName) -> Result<Read, NftError> {
     let name = set.to_string();
     if let SetName::LocalPods(family) = set {
         let ends = client.elements(TABLE, &name, |raw| End::read(family, raw))?;
-        return Ok(ends.into_iter().collect::<Option<_>>().and_then(|ends| pair(&ends)));
+        let paired = ends.into_iter().collect::<Option<_>>().and_then(|ends| pair(&ends));
+        return Ok(paired.map_or_else(Read::default, |elements| Read { elements, all_ours: true }));
     }
-    let elements = client.elements(TABLE, &name, |raw| Element::decode(set, raw))?;
-    Ok(elements.into_iter().collect())
+    let read = client.elements(TABLE, &name, |raw| Element::decode(set, raw))?;
+    Ok(Read { all_ours: !read.contains(&None), elements: read.into_iter().flatten().collect() })
 }
 
 /// An end of an interval: where it begins, or the first address behind it.

@@ -63,11 +63,12 @@ fn read_present(client: &mut Client, structure: &Structure) -> Result<Found, Nft
     };
     let mut differences = structure.compare(&present);
     let mut elements = BTreeSet::new();
-    for set in SetName::all().filter(|set| structure.has_set(&present, *set)) {
-        match element::read_all(client, set)? {
-            Some(found) => elements.extend(found),
-            None => differences.push(Difference::Elements(set.to_string())),
+    for set in SetName::all().filter(|set| Structure::has_set(&present, *set)) {
+        let read = element::read_all(client, set)?;
+        if !read.all_ours {
+            differences.push(Difference::Elements(set.to_string()));
         }
+        elements.extend(read.elements);
     }
     Ok(if differences.is_empty() { Found::Intact(elements) } else { Found::Broken { differences, elements } })
 }

@@ -103,3 +103,16 @@ fn another_policy_bit_is_another_structure() {
     let other = Structure::new(Parameters { bit: PolicyBit::new(13).unwrap(), local_pods: [true, true] });
     assert!(!other.compare(&as_present(&structure())).is_empty());
 }
+
+#[test]
+fn a_set_is_read_when_its_type_is_right_whatever_is_said_of_it() {
+    let name = SetName::ClusterIps(Family::V4);
+    let with = |change: fn(&mut Set)| {
+        let mut present = as_present(&structure());
+        change(present.sets.iter_mut().find(|set| set.name == name.to_string()).unwrap());
+        Structure::has_set(&present, name)
+    };
+    assert!(with(|set| set.comment = Some("of another version".into())));
+    assert!(!with(|set| set.key_len += 4));
+    assert!(!Structure::has_set(&Present::default(), name));
+}
