@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use tempfile::TempDir;
 
 /// The folder of everything cached: `$FAIRLEAD_CACHE`, else `fairlead` in the user's cache folder.
 pub fn folder() -> Result<PathBuf> {
@@ -40,6 +41,26 @@ pub fn entry(folder: &Path, key: &str, build: impl FnOnce(&Path) -> Result<()>) 
         result => result.with_context(|| format!("failed to put {} into place", place.display()))?,
     }
     Ok(place)
+}
+
+/// A folder for this process, gone with the value. What killed processes have left behind is swept first.
+pub fn scratch() -> Result<TempDir> {
+    let folder = folder()?.join("run");
+    fs::create_dir_all(&folder).with_context(|| format!("failed to create {}", folder.display()))?;
+    sweep(&folder, |pid| Path::new("/proc").join(pid).exists());
+    let prefix = format!("{}-", std::process::id());
+    let made = tempfile::Builder::new().prefix(&prefix).tempdir_in(&folder);
+    made.with_context(|| format!("failed to create a folder in {}", folder.display()))
+}
+
+fn sweep(folder: &Path, lives: impl Fn(&str) -> bool) {
+    for entry in fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok) {
+        let name = entry.file_name();
+        if name.to_str().and_then(|name| name.split_once('-')).is_some_and(|(pid, _)| !lives(pid)) {
+            // another rig may be sweeping too
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// Replaces a small file as a whole.
@@ -84,5 +105,17 @@ mod tests {
             Ok(fs::write(dir.join("by"), "second")?)
         });
         assert_eq!(fs::read_to_string(place.unwrap().join("by")).unwrap(), "first");
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_swept_and_what_a_living_one_has_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["100-a", "200-b"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        sweep(folder.path(), |pid| pid == "200");
+        let left: Vec<_> =
+            fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["200-b"]);
     }
 }

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 use super::accel::Accel;
+use super::cache;
 use super::image::Image;
 use super::wire::{Frame, Job, PORT};
 use super::{Options, Run};
@@ -37,7 +38,7 @@ pub struct Qemu {
 impl Qemu {
     /// Starts QEMU and gives the machine its job.
     pub fn start(image: &Image, options: Options, accel: Accel, job: &Job) -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("fairlead-machine-").tempdir()?;
+        let folder = cache::scratch()?;
         // a copy, because cargo may replace the program while it runs
         let rig = folder.path().join(RIG);
         fs::copy("/proc/self/exe", &rig)

@@ -26,6 +26,8 @@ use crate::{packages, process::before_exec, process::output_of};
 pub use process::Process;
 pub use topology::{Address, PodLinks, Topology, TopologyBuilder, addr};
 
+const LOOPBACK_UP: &str = "link set lo up";
+
 /// A network namespace. Clones are the same one; it ends with the last clone, process or socket in it.
 #[derive(Clone)]
 pub struct Namespace {
@@ -36,13 +38,19 @@ pub struct Namespace {
 impl Namespace {
     /// Makes a namespace with nothing but its loopback device, which is up. The name is for messages only.
     pub fn new(name: &str) -> Result<Self> {
+        let namespace = Self::unwired(name)?;
+        namespace.ip(&[LOOPBACK_UP])?;
+        Ok(namespace)
+    }
+
+    /// Makes a namespace in which nothing is up yet.
+    fn unwired(name: &str) -> Result<Self> {
         let made =
             thread::scope(|scope| scope.spawn(unshared).join().map_err(|_| anyhow!("the thread died"))?);
         let fd = made.with_context(|| format!("failed to make the network namespace {name}"))?;
         let namespace = Self { name: name.to_owned(), fd: Arc::new(fd) };
         // Duplicate address detection keeps an address unusable for a second or two.
         namespace.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
-        namespace.ip(&["link set lo up"])?;
         Ok(namespace)
     }
 

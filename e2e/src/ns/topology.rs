@@ -20,7 +20,7 @@ use anyhow::{Context, Result};
 use rustix::process::{Signal, kill_process};
 use tempfile::TempDir;
 
-use super::{Namespace, Process, diagnose, processes_in, require_ipvs_kernel};
+use super::{LOOPBACK_UP, Namespace, Process, diagnose, processes_in, require_ipvs_kernel};
 use crate::eventually;
 
 /// An address in both families.
@@ -119,7 +119,7 @@ impl TopologyBuilder {
     /// Makes the network.
     pub fn build(self) -> Result<Topology> {
         require_ipvs_kernel()?;
-        let new = |name| Namespace::new(name);
+        let new = |name| Namespace::unwired(name);
         let topology = Topology {
             node1: new("node1")?,
             node2: new("node2")?,
@@ -133,14 +133,13 @@ impl TopologyBuilder {
         for forwarder in [&topology.node1, &topology.node2, &topology.router] {
             forwarder.sysctl("net/ipv4/ip_forward", "1")?;
             forwarder.sysctl("net/ipv6/conf/all/forwarding", "1")?;
-            // one reject a second a peer is too few for a table of packet cases
-            forwarder.sysctl("net/ipv4/icmp_ratelimit", "0")?;
-            forwarder.sysctl("net/ipv6/icmp/ratelimit", "0")?;
         }
-        topology.wire_router()?;
-        let local = [(&topology.pod1, addr::POD1), (&topology.pod2, addr::POD2)];
-        wire_pods(&topology.node1, addr::GATEWAY1, &local, self.pod_links)?;
-        wire_pods(&topology.node2, addr::GATEWAY2, &[(&topology.pod3, addr::POD3)], self.pod_links)?;
+        for namespace in topology.namespaces() {
+            // one reject a second a peer is too few for a table of packet cases
+            namespace.sysctl("net/ipv4/icmp_ratelimit", "0")?;
+            namespace.sysctl("net/ipv6/icmp/ratelimit", "0")?;
+        }
+        topology.wire(self.pod_links)?;
         Ok(topology)
     }
 }
@@ -198,87 +197,95 @@ impl Topology {
         [&self.node1, &self.node2, &self.router, &self.client, &self.pod1, &self.pod2, &self.pod3]
     }
 
+    /// One batch a namespace: a start of `ip` takes a tenth of a second in the machine. A batch that makes a link comes
+    /// before the one of the namespace its far end is in.
+    fn wire(&self, links: PodLinks) -> Result<()> {
+        let local = [(&self.pod1, addr::POD1), (&self.pod2, addr::POD2)];
+        let remote = [(&self.pod3, addr::POD3)];
+        self.wire_router()?;
+        self.client.ip(&[end_of_link(addr::CLIENT, 24, 64), default_routes(addr::ROUTER_OUTSIDE)].concat())?;
+        let node = |address| [end_of_link(address, 24, 64), default_routes(addr::ROUTER)].concat();
+        let node1 = [node(addr::NODE1), pod_routes(addr::GATEWAY2, addr::NODE2)].concat();
+        let node2 = [node(addr::NODE2), pod_routes(addr::GATEWAY1, addr::NODE1)].concat();
+        self.node1.ip(&[node1, links.on_node(addr::GATEWAY1, &local)].concat())?;
+        self.node2.ip(&[node2, links.on_node(addr::GATEWAY2, &remote)].concat())?;
+        for (pod, address) in local {
+            pod.ip(&links.in_pod(addr::GATEWAY1, address))?;
+        }
+        remote.iter().try_for_each(|(pod, address)| pod.ip(&links.in_pod(addr::GATEWAY2, *address)))
+    }
+
     fn wire_router(&self) -> Result<()> {
-        self.router.ip(&[
-            "link add lan type bridge",
-            &format!("link add to-node1 type veth peer name eth0 netns {}", self.node1.path()),
-            &format!("link add to-node2 type veth peer name eth0 netns {}", self.node2.path()),
-            &format!("link add to-client type veth peer name eth0 netns {}", self.client.path()),
-            "link set to-node1 master lan up",
-            "link set to-node2 master lan up",
-            "link set lan up",
-            "link set to-client up",
-        ])?;
-        for (namespace, device, address) in [
-            (&self.router, "lan", addr::ROUTER),
-            (&self.router, "to-client", addr::ROUTER_OUTSIDE),
-            (&self.node1, "eth0", addr::NODE1),
-            (&self.node2, "eth0", addr::NODE2),
-            (&self.client, "eth0", addr::CLIENT),
-        ] {
-            namespace.ip(&[
-                format!("link set {device} up"),
-                format!("addr add {}/24 dev {device}", address.v4),
-                format!("addr add {}/64 dev {device} nodad", address.v6),
-            ])?;
+        let mut lines =
+            vec![LOOPBACK_UP.to_owned(), "link add lan type bridge".to_owned(), "link set lan up".to_owned()];
+        for node in [&self.node1, &self.node2] {
+            lines.extend(link_to(node));
+            lines.push(format!("link set to-{} master lan", node.name()));
         }
-        self.client.ip(&default_routes(addr::ROUTER_OUTSIDE))?;
-        self.node1.ip(&[default_routes(addr::ROUTER), pod_routes(addr::GATEWAY2, addr::NODE2)].concat())?;
-        self.node2.ip(&[default_routes(addr::ROUTER), pod_routes(addr::GATEWAY1, addr::NODE1)].concat())?;
-        let to_pods =
-            [pod_routes(addr::GATEWAY1, addr::NODE1), pod_routes(addr::GATEWAY2, addr::NODE2)].concat();
-        self.router.ip(&[to_pods, default_routes(addr::NODE1)].concat())
+        lines.extend(link_to(&self.client));
+        lines.extend(addresses("lan", addr::ROUTER, 24, 64));
+        lines.extend(addresses("to-client", addr::ROUTER_OUTSIDE, 24, 64));
+        lines.extend(pod_routes(addr::GATEWAY1, addr::NODE1));
+        lines.extend(pod_routes(addr::GATEWAY2, addr::NODE2));
+        lines.extend(default_routes(addr::NODE1));
+        self.router.ip(&lines)
     }
 }
 
-/// Connects pods to their node.
-fn wire_pods(
-    node: &Namespace,
-    gateway: Address,
-    pods: &[(&Namespace, Address)],
-    links: PodLinks,
-) -> Result<()> {
-    if links == PodLinks::Bridged {
-        node.ip(&[
-            "link add cni0 type bridge".to_owned(),
-            "link set cni0 up".to_owned(),
-            format!("addr add {}/24 dev cni0", gateway.v4),
-            format!("addr add {}/64 dev cni0 nodad", gateway.v6),
-        ])?;
-    }
-    for (pod, address) in pods {
-        let veth = format!("veth-{}", pod.name());
-        node.ip(&[
-            format!("link add {veth} type veth peer name eth0 netns {}", pod.path()),
-            format!("link set {veth} up"),
-        ])?;
-        match links {
-            PodLinks::Bridged => {
-                // hairpin: a pod that is its own backend gets its packets back through the port they came from
-                node.ip(&[format!("link set {veth} master cni0 type bridge_slave hairpin on")])?;
-                pod.ip(&[pod_addresses(*address, 24, 64), default_routes(gateway)].concat())?;
-            }
-            PodLinks::Routed => {
-                node.ip(&[
-                    format!("addr add {}/32 dev {veth}", gateway.v4),
-                    format!("addr add {}/128 dev {veth} nodad", gateway.v6),
-                    format!("route add {} dev {veth}", address.v4),
-                    format!("route add {} dev {veth}", address.v6),
-                ])?;
-                let to_gateway = gateway.both().map(|gateway| format!("route add {gateway} dev eth0"));
-                let addresses = pod_addresses(*address, 32, 128);
-                pod.ip(&[addresses, to_gateway.to_vec(), default_routes(gateway)].concat())?;
+impl PodLinks {
+    /// What makes a node the gateway of its pods.
+    fn on_node(self, gateway: Address, pods: &[(&Namespace, Address)]) -> Vec<String> {
+        let mut lines = Vec::new();
+        if self == Self::Bridged {
+            lines.extend(["link add cni0 type bridge".to_owned(), "link set cni0 up".to_owned()]);
+            lines.extend(addresses("cni0", gateway, 24, 64));
+        }
+        for (pod, address) in pods {
+            let device = format!("to-{}", pod.name());
+            lines.extend(link_to(pod));
+            match self {
+                Self::Bridged => lines.extend([
+                    format!("link set {device} master cni0"),
+                    // a pod that is its own backend gets its packets back through the port they came from
+                    format!("link set {device} type bridge_slave hairpin on"),
+                ]),
+                Self::Routed => {
+                    lines.extend(addresses(&device, gateway, 32, 128));
+                    lines.extend(address.both().map(|address| format!("route add {address} dev {device}")));
+                }
             }
         }
+        lines
     }
-    Ok(())
+
+    fn in_pod(self, gateway: Address, address: Address) -> Vec<String> {
+        let mut lines = match self {
+            Self::Bridged => end_of_link(address, 24, 64),
+            Self::Routed => end_of_link(address, 32, 128),
+        };
+        if self == Self::Routed {
+            lines.extend(gateway.both().map(|gateway| format!("route add {gateway} dev eth0")));
+        }
+        lines.extend(default_routes(gateway));
+        lines
+    }
 }
 
-fn pod_addresses(address: Address, v4_length: u8, v6_length: u8) -> Vec<String> {
-    vec![
-        "link set eth0 up".to_owned(),
-        format!("addr add {}/{v4_length} dev eth0", address.v4),
-        format!("addr add {}/{v6_length} dev eth0 nodad", address.v6),
+/// A link to another namespace, where its end is called eth0.
+fn link_to(namespace: &Namespace) -> [String; 2] {
+    let (name, path) = (namespace.name(), namespace.path());
+    [format!("link add to-{name} type veth peer name eth0 netns {path}"), format!("link set to-{name} up")]
+}
+
+fn end_of_link(address: Address, v4_length: u8, v6_length: u8) -> Vec<String> {
+    let up = [LOOPBACK_UP.to_owned(), "link set eth0 up".to_owned()];
+    up.into_iter().chain(addresses("eth0", address, v4_length, v6_length)).collect()
+}
+
+fn addresses(device: &str, address: Address, v4_length: u8, v6_length: u8) -> [String; 2] {
+    [
+        format!("addr add {}/{v4_length} dev {device}", address.v4),
+        format!("addr add {}/{v6_length} dev {device} nodad", address.v6),
     ]
 }
 

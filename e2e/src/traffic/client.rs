@@ -1,6 +1,6 @@
 //! Clients: one request, or a connection that is kept and asked again later.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
@@ -132,7 +132,7 @@ impl Conn {
 
     fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
-            Self::Stream(stream) => stream.write_all(bytes),
+            Self::Stream(stream) => socket::send(stream, bytes),
             Self::Datagram(socket) => socket.send(bytes).map(drop),
         }
     }

@@ -1,6 +1,6 @@
 //! A server in a namespace: answers until it goes out of scope, then all its connections are cut.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -107,14 +107,13 @@ fn serve_connection(connection: &TcpStream, name: &str, stop: &OwnedFd) -> io::R
         if reader.read_line(&mut line)? == 0 {
             break;
         }
-        let mut out = connection;
         match Request::parse(&line) {
-            Request::Who => out.write_all(who.as_bytes())?,
-            Request::Big(bytes) => out.write_all(&vec![b'x'; bytes])?,
+            Request::Who => socket::send(connection, who.as_bytes())?,
+            Request::Big(bytes) => socket::send(connection, &vec![b'x'; bytes])?,
             Request::Upload(bytes) => {
                 let wanted = u64::try_from(bytes).map_err(io::Error::other)?;
                 let got = io::copy(&mut (&mut reader).take(wanted), &mut io::sink())?;
-                out.write_all(format!("got {got}\n").as_bytes())?;
+                socket::send(connection, format!("got {got}\n").as_bytes())?;
             }
             Request::Http => {
                 while line.trim_end() != "" {
@@ -127,9 +126,9 @@ fn serve_connection(connection: &TcpStream, name: &str, stop: &OwnedFd) -> io::R
                 let head = format!(
                     "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n\r\n"
                 );
-                out.write_all(&[head.as_bytes(), who.as_bytes()].concat())?;
+                socket::send(connection, &[head.as_bytes(), who.as_bytes()].concat())?;
             }
-            Request::Unknown => out.write_all(b"what?\n")?,
+            Request::Unknown => socket::send(connection, b"what?\n")?,
         }
     }
     Ok(())

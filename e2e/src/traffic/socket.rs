@@ -3,7 +3,7 @@
 //! A one-to-one SCTP socket behaves like a TCP one in all that is used here, so the standard library's TCP types
 //! carry both.
 
-use std::io;
+use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -15,6 +15,14 @@ use super::Protocol;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
+
+/// An SCTP message is sent whole or not at all, and has to fit the send buffer.
+const CHUNK: usize = 8 * 1024;
+
+/// Sends `bytes` in messages SCTP can take.
+pub fn send(mut stream: &TcpStream, bytes: &[u8]) -> io::Result<()> {
+    bytes.chunks(CHUNK).try_for_each(|chunk| stream.write_all(chunk))
+}
 
 /// A listening TCP or SCTP socket.
 pub fn listener(protocol: Protocol, at: SocketAddr) -> io::Result<TcpListener> {

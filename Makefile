@@ -1,0 +1,49 @@
+# Thin targets over cargo and the rig (e2e). The rig installs Debian packages that are missing, as root or with sudo,
+# and says so; what is slow to make is kept in $FAIRLEAD_CACHE (default ~/.cache/fairlead).
+
+CARGO ?= cargo
+# the features of the guest tests, so that cargo builds the rig once for both
+RIG := $(CARGO) run --quiet --package fairlead-e2e --features machine --bin rig --
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test generate lint bench clean toolchain
+
+# $(call stage,name,command): runs the command and prints how long it took
+define stage
+@echo "==> $(1)"; begin=$$(date +%s); $(2) || { echo "==> $(1): FAILED after $$(($$(date +%s) - begin)) s"; exit 1; }; \
+	echo "==> $(1): $$(($$(date +%s) - begin)) s"
+endef
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: toolchain ## real traffic through real IPVS, step by step, without a cluster (10 minutes at most)
+	@echo "The demo boots a machine with Debian's kernel. Missing Debian packages are installed: as root, or with sudo."
+	$(CARGO) run --release --package fairlead-e2e --bin demo
+
+test: toolchain ## all tests: on this host, then on a real IPVS kernel
+	@echo "Missing Debian packages are installed: as root, or with sudo."
+	$(call stage,unit tests,$(CARGO) test --quiet --workspace)
+	$(call stage,guest tests,$(RIG) test)
+
+generate: ## writes the generated files (CRDs)
+	$(CARGO) run --quiet --package fairlead-crds --bin crdgen
+
+lint: ## format, clippy with warnings as errors, generated files up to date
+	$(call stage,format,$(CARGO) fmt --all --check)
+	$(call stage,clippy,$(CARGO) clippy --quiet --workspace --all-targets --all-features -- -D warnings)
+	$(call stage,generated files,$(CARGO) run --quiet --package fairlead-crds --bin crdgen -- --check)
+
+bench: toolchain ## benchmarks, on a real IPVS kernel
+	@echo "Missing Debian packages are installed: as root, or with sudo."
+	$(RIG) bench
+
+clean: ## removes what cargo built; the machine's kernel stays in the cache
+	$(CARGO) clean
+
+# Rust links with cc, which a fresh Debian lacks.
+toolchain:
+	@command -v cc >/dev/null || { \
+		sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+		echo "cc is missing: $$sudo apt-get install gcc libc6-dev"; \
+		$$sudo apt-get update -q && $$sudo apt-get install -q -y --no-install-recommends gcc libc6-dev; }
