@@ -36,7 +36,8 @@ lint: ## format, clippy with warnings as errors, generated files up to date
 
 bench: toolchain ## benchmarks, on a real IPVS kernel
 	@echo "Missing Debian packages are installed: as root, or with sudo."
-	$(RIG) bench
+	$(CARGO) build --quiet --package fairlead-e2e --features machine --bins
+	target/debug/bench
 
 clean: ## removes what cargo built; the machine's kernel stays in the cache
 	$(CARGO) clean

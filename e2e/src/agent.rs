@@ -195,10 +195,9 @@ pub fn service_network(spec: &str) -> String {
 /// An EndpointSlice a family for a Service of namespace `test`: `ports` and `endpoints` in YAML's flow
 /// style, `endpoints` by the address of each.
 pub fn slices(service: &str, ports: &str, endpoints: &[Endpoint]) -> String {
-    let mut text = String::new();
-    for (kind, v4) in [("IPv4", true), ("IPv6", false)] {
+    let of_family = |(kind, v4): (&str, bool)| {
         let list: Vec<_> = endpoints.iter().map(|endpoint| endpoint.yaml(v4)).collect();
-        text.push_str(&format!(
+        format!(
             "---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
@@ -212,9 +211,9 @@ endpoints: [{}]
 ",
             kind.to_lowercase(),
             list.join(", ")
-        ));
-    }
-    text
+        )
+    };
+    [("IPv4", true), ("IPv6", false)].map(of_family).concat()
 }
 
 /// An endpoint of [`slices`].

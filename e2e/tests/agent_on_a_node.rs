@@ -1,6 +1,15 @@
 //! The agent as an operator of a node meets it: its verbs, its endpoints, what it refuses, what it repairs,
 //! and what it never touches. Run by `rig test`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::float_cmp,
+    reason = "a test may panic, and counts are whole"
+)]
+
 use std::time::Duration;
 
 use fairlead_e2e::agent::{Agent, HEALTH, METRICS, PODS, get, service_network, slices};

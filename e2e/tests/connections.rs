@@ -1,6 +1,15 @@
 //! What becomes of connections that are open while Services, endpoints or the agent come and go. Run by
 //! `rig test`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::float_cmp,
+    reason = "a test may panic, and counts are whole"
+)]
+
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
