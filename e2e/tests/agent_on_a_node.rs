@@ -163,7 +163,7 @@ fn what_belongs_to_others_survives_sync_restart_and_cleanup() {
     node.output("ipvsadm -A -t 192.0.2.9:443 -s wlc").unwrap();
     node.output("ipvsadm -a -t 192.0.2.9:443 -r 192.0.2.10:443 -m").unwrap();
     node.output("ipvsadm -A -f 77 -s rr").unwrap();
-    node.nft("table inet other { set s { type ipv4_addr; elements = { 192.0.2.1 } } }").unwrap();
+    node.nft("table inet other {\n set s {\n type ipv4_addr\n elements = { 192.0.2.1 }\n }\n}\n").unwrap();
     node.ip(&["rule add pref 77 fwmark 0x77 lookup 77", "route add 192.0.2.0/24 dev lo table 77"]).unwrap();
     let foreign = || {
         let text = format!(
@@ -237,7 +237,7 @@ fn what_others_break_is_repaired_and_counted() {
 fn a_node_with_kube_proxy_is_left_alone_until_it_is_gone() {
     let topology = Topology::new().unwrap();
     let node = &topology.node1;
-    node.nft("table ip nat { chain KUBE-SERVICES { } }").unwrap();
+    node.nft("table ip nat {\n chain KUBE-SERVICES {\n }\n}\n").unwrap();
     let mut agent = prepared(&topology);
     agent.launch(&["--force"]).unwrap();
     assert_refused(&agent, "KubeProxyConflict");
@@ -250,7 +250,7 @@ fn a_node_with_kube_proxy_is_left_alone_until_it_is_gone() {
 #[test]
 fn a_policy_engine_that_ipvs_would_bypass_refuses_the_node_unless_the_user_says_so() {
     let topology = Topology::new().unwrap();
-    topology.node1.nft("table ip filter { chain cali-FORWARD { } }").unwrap();
+    topology.node1.nft("table ip filter {\n chain cali-FORWARD {\n }\n}\n").unwrap();
     let mut agent = prepared(&topology);
     agent.launch(&[]).unwrap();
     assert_refused(&agent, "PolicyEngine");
@@ -264,8 +264,13 @@ fn a_firewall_that_drops_input_refuses_the_node_until_it_lets_services_in() {
     let topology = Topology::new().unwrap();
     let node = &topology.node1;
     node.nft(
-        "table inet firewall { chain input { type filter hook input priority 0; policy drop;
-             ct state established,related accept; iif lo accept } }",
+        "table inet firewall {
+           chain input {
+             type filter hook input priority 0; policy drop;
+             ct state established,related accept
+             iif lo accept
+           }
+         }",
     )
     .unwrap();
     let _server = Server::start(&topology.pod1, "pod1", Protocol::Tcp, 8080).unwrap();
@@ -286,7 +291,8 @@ fn a_firewall_that_drops_input_refuses_the_node_until_it_lets_services_in() {
 fn a_node_without_a_default_route_reaches_its_services() {
     let topology = Topology::new().unwrap();
     let _server = Server::start(&topology.pod1, "pod1", Protocol::Tcp, 8080).unwrap();
-    topology.node1.ip(&["route del default", "-6 route del default"]).unwrap();
+    topology.node1.output("ip route del default").unwrap();
+    topology.node1.output("ip -6 route del default").unwrap();
     let mut agent = prepared(&topology);
     agent.write("slices.yaml", &slices("web", PORTS, &PODS[..1])).unwrap();
     agent.start().unwrap();

@@ -153,6 +153,7 @@ fn a_removed_endpoint_drains_and_gets_no_new_connection() {
     let mut connections = scene.connections();
     assert_alive(&mut connections, "before the endpoint was removed");
     scene.endpoints(&PODS[2..]).unwrap();
+    scene.agent.wait_in_step().unwrap();
     for to in cluster_ips() {
         eventually("new connections go to the other endpoint", Duration::from_secs(10), || {
             patient(&topology.pod2).ask(Protocol::Tcp, to).server() == Some("pod3")

@@ -14,6 +14,7 @@ use std::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError},
     },
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -24,6 +25,7 @@ use crate::{
     bring_up::{BringUp, Refused, settings},
     dataplane::{LinuxKernel, Reconciler},
     drift::Drift,
+    error::chain,
     metrics::Metrics,
     model::tracker::Model,
     state::{record::Record, snapshot::Snapshot},
@@ -74,6 +76,10 @@ pub struct Agent {
     metrics: Metrics,
     model: Model,
     reconciler: Option<Reconciler<LinuxKernel>>,
+    /// With mode None: nothing of ours is left.
+    taken_down: bool,
+    /// Writes the snapshot; it must not stand in the way of a change.
+    writer: Option<JoinHandle<()>>,
     retry: Retry,
     due: Due,
 }
@@ -90,6 +96,7 @@ struct Due {
     snapshot_use: Option<Instant>,
     snapshot_write: Option<Instant>,
     audit: Instant,
+    routes: Option<Instant>,
     drains: Instant,
 }
 
@@ -113,11 +120,14 @@ impl Agent {
             metrics,
             model: Model::new(Timestamp::now()),
             reconciler: None,
+            taken_down: false,
+            writer: None,
             retry: Retry { at: now, pause: RETRY.0 },
             due: Due {
                 snapshot_use: Some(now + SYNC_PATIENCE),
                 snapshot_write: None,
                 audit: now + AUDIT_PERIOD,
+                routes: None,
                 drains: now,
             },
         }
@@ -139,7 +149,7 @@ impl Agent {
                     Input::Drift(drift) => self.hurry_audit(drift),
                     Input::Tick => {}
                     Input::Stop => {
-                        self.write_snapshot();
+                        self.write_last_snapshot();
                         return;
                     }
                 }
@@ -166,13 +176,21 @@ impl Agent {
             self.model.apply(change);
         }
         self.metrics.last_queued.set(Metrics::now());
-        self.shared.update(Dataplane::queue);
+        // A node that is not ours to program is no reason to restart the agent.
+        if self.reconciler.is_some() {
+            self.shared.update(Dataplane::queue);
+        }
         self.due.snapshot_write.get_or_insert(Instant::now() + SNAPSHOT_DELAY);
     }
 
     fn hurry_audit(&mut self, drift: Drift) {
         tracing::debug!(?drift, "somebody else changed the kernel");
-        self.due.audit = self.due.audit.min(Instant::now() + DRIFT_PATIENCE);
+        let soon = Instant::now() + DRIFT_PATIENCE;
+        match drift {
+            Drift::Table => self.due.audit = self.due.audit.min(soon),
+            // Every pod that starts is an event here: only rules and routes are looked at.
+            Drift::Routes => self.due.routes = Some(self.due.routes.map_or(soon, |at| at.min(soon))),
+        }
     }
 
     fn step(&mut self) {
@@ -194,8 +212,11 @@ impl Agent {
     fn program(&mut self, now: Instant) {
         let idle = self.model.config().is_some_and(|config| config.proxy.mode == ProxyMode::None);
         if idle && self.take_down() {
+            self.model.take_changes();
+            self.shared.update(Dataplane::programmed);
             return;
         }
+        self.taken_down &= idle;
         if self.reconciler.is_none() && self.retry.at <= now {
             self.try_bring_up(now);
         }
@@ -223,16 +244,23 @@ impl Agent {
                 self.due.audit = now + RETRY.0;
             }
         }
-        if self.due.drains <= now {
-            self.due.drains = now + DRAIN_PERIOD;
-            if let Err(failure) = reconciler.check_drains() {
-                tracing::error!(error = failure.chain(), "failed to look at draining backends; trying again");
+        if self.due.routes.is_some_and(|at| at <= now) {
+            self.due.routes = None;
+            if let Err(failure) = reconciler.check_routes() {
+                tracing::error!(error = failure.chain(), "failed to check rules and routes; trying again");
+                self.due.routes = Some(now + RETRY.0);
             }
         }
         while reconciler.is_due(Instant::now()) {
             worked = true;
             if !reconciler.round(Instant::now()) {
                 break;
+            }
+        }
+        if self.due.drains <= now {
+            self.due.drains = now + DRAIN_PERIOD;
+            if let Err(failure) = reconciler.check_drains() {
+                tracing::error!(error = failure.chain(), "failed to look at draining backends; trying again");
             }
         }
         if worked {
@@ -279,16 +307,26 @@ impl Agent {
     /// With mode None: true once nothing of ours is left, or nothing ever was. Until then the
     /// reconciler goes on, with an empty table, until the last connection has drained.
     fn take_down(&mut self) -> bool {
+        if self.taken_down {
+            return true;
+        }
         match self.reconciler.take() {
-            None => self.record.as_ref().is_some_and(|record| record.contents().servers.is_empty()),
+            None => {
+                let recorded = self.record.as_ref().is_some_and(|r| !r.contents().servers.is_empty());
+                self.taken_down = !recorded && !BringUp::finds_leftovers();
+                self.taken_down
+            }
             Some(reconciler) if reconciler.is_empty() => {
                 tracing::info!("mode None: nothing is left to drain, taking down what is ours");
                 let (record, result) = reconciler.take_down();
                 self.record = Some(record);
-                if let Err(failure) = result {
-                    tracing::error!(error = failure.chain(), "failed to take down the dataplane");
+                match result {
+                    Ok(()) => self.taken_down = true,
+                    Err(failure) => {
+                        tracing::error!(error = failure.chain(), "failed to take down; trying again");
+                    }
                 }
-                true
+                self.taken_down
             }
             reconciler => {
                 self.reconciler = reconciler;
@@ -322,10 +360,37 @@ impl Agent {
         if !self.model.is_synced() {
             return;
         }
-        let snapshot = Snapshot::of(&self.model);
-        if let Err(error) = snapshot.write(&self.state_dir) {
-            tracing::warn!(%error, "failed to write the snapshot; trying again");
-            self.due.snapshot_write = Some(Instant::now() + SNAPSHOT_DELAY * 10);
+        if self.writer.as_ref().is_some_and(|writer| !writer.is_finished()) {
+            self.due.snapshot_write = Some(Instant::now() + SNAPSHOT_DELAY);
+            return;
+        }
+        match thread::Builder::new().name("snapshot".to_owned()).spawn(self.snapshot_job()) {
+            Ok(writer) => self.writer = Some(writer),
+            Err(error) => tracing::warn!(%error, "failed to start the snapshot's thread"),
+        }
+    }
+
+    /// At the end nothing else is to be done meanwhile.
+    fn write_last_snapshot(&mut self) {
+        if let Some(writer) = self.writer.take()
+            && writer.join().is_err()
+        {
+            tracing::error!("the snapshot's thread panicked: this is a bug");
+        }
+        if self.model.is_synced() {
+            self.snapshot_job()();
+        }
+    }
+
+    fn snapshot_job(&self) -> impl FnOnce() + Send + 'static {
+        let (snapshot, directory) = (Snapshot::of(&self.model), self.state_dir.clone());
+        move || {
+            if let Err(error) = snapshot.write(&directory) {
+                tracing::warn!(
+                    error = chain(&error),
+                    "failed to write the snapshot; the next change tries again"
+                );
+            }
         }
     }
 
@@ -364,9 +429,16 @@ impl Agent {
         next = next.min(self.due.snapshot_use.unwrap_or(next));
         next = next.min(self.due.snapshot_write.unwrap_or(next));
         match &self.reconciler {
+            None if self.taken_down || self.due.snapshot_use.is_some() => {}
             None => next = next.min(self.retry.at.max(now + Duration::from_millis(10))),
             Some(reconciler) => {
-                next = next.min(self.due.audit).min(reconciler.table.next_retry().unwrap_or(next));
+                if reconciler.is_due(now) {
+                    next = now + RETRY.0;
+                }
+                next = next
+                    .min(self.due.audit)
+                    .min(self.due.routes.unwrap_or(next))
+                    .min(reconciler.table.next_retry().unwrap_or(next));
                 if reconciler.is_draining() {
                     next = next.min(self.due.drains);
                 }

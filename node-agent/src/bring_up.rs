@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, path::Path, sync::mpsc::Sender, time::Duration};
 
-use fairlead_crds::PolicyEngine;
+use fairlead_crds::{PolicyEngine, ProxyMode};
 use tokio::sync::watch as cell;
 
 use crate::{
@@ -13,8 +13,10 @@ use crate::{
         ruleset::{PolicyBit, TABLE},
     },
     drift,
+    error::chain,
     model::tracker::Model,
     nft,
+    policy_route::PolicyRoutes,
     preflight::{
         self, Host,
         conflicts::{self, Conflict, Ruleset},
@@ -97,7 +99,10 @@ impl BringUp {
             message: "the Node object of this node is not known yet".to_owned(),
         })?;
         let ignored = model.config().is_some_and(|c| c.proxy.ipvs.policy_engine == PolicyEngine::Ignore);
-        self.check_conflicts(&settings.base, ignored)?;
+        // With mode None there is only something of ours to take away.
+        if model.config().is_some_and(|config| config.proxy.mode != ProxyMode::None) {
+            self.check_conflicts(&settings.base, ignored)?;
+        }
         let prepared = preflight::prepare(&Host::default())
             .map_err(|error| Refused { reason: "KernelUnusable", message: error.to_string() })?;
         if let Some(problem) = prepared.refusals.first() {
@@ -106,7 +111,6 @@ impl BringUp {
         for problem in &prepared.warnings {
             tracing::warn!(reason = problem.reason, "{}", problem.message);
         }
-        self.ours.send_replace(true);
         let kernel = LinuxKernel::open(&settings.base).map_err(|failure| unusable(&failure))?;
         if !self.monitoring {
             // Without them the audit still finds what others change, later.
@@ -121,6 +125,11 @@ impl BringUp {
         Ok((kernel, settings))
     }
 
+    /// True when our table or one of our rules is in the kernel, or cannot be told not to be.
+    pub fn finds_leftovers() -> bool {
+        leftovers().unwrap_or(true)
+    }
+
     /// What others have that makes this node not ours, unless the user said so.
     fn check_conflicts(&self, base: &Base, policy_engine_ignored: bool) -> Result<(), Refused> {
         let (metrics, health) = self.ports;
@@ -131,6 +140,9 @@ impl BringUp {
             kube_proxy::answers(&kube_proxy::probes(metrics, health))
         };
         found.extend(conflicts::find(&foreign_rules()?, base.bit.mask()));
+        if found.iter().all(Conflict::can_be_forced) {
+            self.ours.send_replace(true);
+        }
         for conflict in found {
             let forced = self.force && conflict.can_be_forced()
                 || policy_engine_ignored && matches!(conflict, Conflict::PolicyEngine { .. });
@@ -143,6 +155,15 @@ impl BringUp {
     }
 }
 
+fn leftovers() -> Result<bool, KernelFailure> {
+    let in_nft = |source| KernelFailure::Nft { action: "read the tables", source };
+    let in_routes = |source| KernelFailure::Routes { action: "read the rules and routes", source };
+    let tables = nft::Client::open().and_then(|mut client| client.tables()).map_err(in_nft)?;
+    let observed = PolicyRoutes::open().and_then(|mut routes| routes.observe()).map_err(in_routes)?;
+    let table = tables.iter().any(|table| table.family == nft::NFPROTO_INET && table.name == TABLE);
+    Ok(table || !observed.rules.is_empty() || !observed.routes.is_empty())
+}
+
 /// Tables and chains of others, nftables and legacy iptables.
 fn foreign_rules() -> Result<Ruleset, Refused> {
     let failed = |message: String| Refused { reason: "KernelUnusable", message };
@@ -150,7 +171,7 @@ fn foreign_rules() -> Result<Ruleset, Refused> {
         .and_then(|mut client| client.foreign(&[TABLE]))
         .map_err(|source| unusable(&KernelFailure::Nft { action: "read the rules of others", source }))?;
     let mut rules = Ruleset::from(foreign);
-    rules.extend(legacy_iptables::read(Path::new("/proc/net")).map_err(|error| failed(error.to_string()))?);
+    rules.extend(legacy_iptables::read(Path::new("/proc/net")).map_err(|error| failed(chain(&error)))?);
     Ok(rules)
 }
 

@@ -54,7 +54,7 @@ impl Dataplane {
 
     /// Notes that nothing waits any more.
     pub fn programmed(&mut self) {
-        if self.queued_since.take().is_some() {
+        if self.queued_since.take().is_some() || self.last_programmed.is_none() {
             self.last_programmed = Some(SystemTime::now());
         }
     }

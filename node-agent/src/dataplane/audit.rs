@@ -51,11 +51,24 @@ impl<K: Kernel> Reconciler<K> {
         self.change_elements(&extra, &missing)
     }
 
+    /// Compares rules and routes alone: what links and addresses that come and go may take with them.
+    pub fn check_routes(&mut self) -> Result<(), KernelFailure> {
+        let changed = self.kernel.ensure_routes(&self.settings.base).inspect_err(|failure| {
+            *self.totals.failures.entry(failure.label()).or_default() += 1;
+        })?;
+        if changed {
+            *self.totals.repairs.entry("route").or_default() += 1;
+            tracing::warn!("repaired rules or routes that were changed behind our back");
+        }
+        Ok(())
+    }
+
     /// Settings, policy routes, and the structure of our table; tells what had to be changed.
     pub(super) fn ensure_base(&mut self) -> Result<Vec<&'static str>, KernelFailure> {
         let mut elements: BTreeSet<_> = self.claims.iter().copied().collect();
         if !self.pruned {
-            elements.extend(&self.mirror.elements);
+            let stale_marks: BTreeSet<_> = self.superseded_marks(elements.iter()).into_iter().collect();
+            elements.extend(self.mirror.elements.iter().filter(|element| !stale_marks.contains(element)));
         }
         let changed = self.kernel.ensure_base(&self.settings.base, &elements).inspect_err(|failure| {
             *self.totals.failures.entry(failure.label()).or_default() += 1;

@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use super::key::ServerKey;
+use crate::state::record::Entry;
 
 /// All drains, with their deadlines in seconds since boot.
 #[derive(Clone, Debug, Default)]
@@ -19,15 +20,22 @@ impl Drains {
         Self { deadlines: deadlines.iter().map(|(drain, deadline)| (*drain, Some(*deadline))).collect() }
     }
 
-    /// Starts a drain or, when the endpoint has now left every slice, its timer. Returns the
-    /// deadline if it was set just now.
-    pub fn start(&mut self, key: ServerKey, backend: SocketAddr, deadline: Option<u64>) -> Option<u64> {
+    /// Sets a backend to drain, with a deadline once its endpoint has left every slice. One that runs
+    /// is not moved; one of an endpoint that came back to a slice is taken back. Returns what the
+    /// record must know.
+    pub fn set(&mut self, key: ServerKey, backend: SocketAddr, deadline: Option<u64>) -> Option<Entry> {
         let present = self.deadlines.entry((key, backend)).or_default();
-        if present.is_some() || deadline.is_none() {
-            return None;
+        match (*present, deadline) {
+            (None, Some(at)) => {
+                *present = deadline;
+                Some(Entry::Drain(key, backend, at))
+            }
+            (Some(_), None) => {
+                *present = None;
+                Some(Entry::DrainOver(key, backend))
+            }
+            _ => None,
         }
-        *present = deadline;
-        deadline
     }
 
     /// Ends a drain; true when it had a deadline, which the record then has too.
@@ -76,11 +84,14 @@ mod tests {
         let key = ServerKey::Address { protocol: Protocol::Tcp, address: ([10, 96, 0, 10], 80).into() };
         let backend = ([10, 244, 1, 2], 8080).into();
         let mut drains = Drains::default();
-        assert_eq!(drains.start(key, backend, None), None);
+        assert_eq!(drains.set(key, backend, None), None);
         assert!(drains.timed().is_empty());
-        assert_eq!(drains.start(key, backend, Some(100)), Some(100));
-        assert_eq!(drains.start(key, backend, Some(200)), None);
+        assert_eq!(drains.set(key, backend, Some(100)), Some(Entry::Drain(key, backend, 100)));
+        assert_eq!(drains.set(key, backend, Some(200)), None);
         assert_eq!(drains.timed()[&key], [(backend, 100)]);
+        // back in a slice, and gone again
+        assert_eq!(drains.set(key, backend, None), Some(Entry::DrainOver(key, backend)));
+        assert_eq!(drains.set(key, backend, Some(300)), Some(Entry::Drain(key, backend, 300)));
         assert!(drains.end(key, backend));
         assert!(drains.is_empty());
     }

@@ -65,7 +65,8 @@ pub fn expand(
         }
         let [v4, v6] = &backends;
         let backends = if frontend.family() == Family::V4 { v4 } else { v6 };
-        if backends.is_empty() {
+        let lingers = || port.lingering.iter().any(|a| Family::of(a.ip()) == frontend.family());
+        if backends.is_empty() && !lingers() {
             wanted.elements.push(match *frontend {
                 Frontend::ClusterIP(address)
                 | Frontend::ExternalIP(address)
@@ -90,7 +91,13 @@ pub fn expand(
                 (ServerKey::NodePort { family, protocol, port, mark }, elements)
             }
         };
-        wanted.servers.insert(key, WantedServer { scheduler, backends: backends.clone(), elements });
+        let mut made = WantedServer { scheduler, backends: backends.clone(), elements };
+        if backends.is_empty() {
+            // Its server is kept for the connections of endpoints that are still in a slice.
+            made.elements.clear();
+            wanted.elements.push(rejection(&key));
+        }
+        wanted.servers.insert(key, made);
     }
     let hairpins = port
         .backends

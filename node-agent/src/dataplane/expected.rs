@@ -94,7 +94,7 @@ impl Expected {
                         .map(ToString::to_string)
                         .collect();
                     expected.elements.extend(wanted.elements);
-                    for (key, server) in wanted.servers {
+                    for (key, server) in wanted.servers.into_iter().filter(|(_, s)| !s.backends.is_empty()) {
                         expected.elements.extend(server.elements);
                         port.virtual_servers.push(ExpectedServer {
                             virtual_server: key.to_string(),

@@ -127,6 +127,9 @@ pub trait Kernel {
         elements: &BTreeSet<Element>,
     ) -> Result<Vec<&'static str>, KernelFailure>;
 
+    /// Sees to policy routes alone; true when something had to be changed.
+    fn ensure_routes(&mut self, base: &Base) -> Result<bool, KernelFailure>;
+
     /// Removes our policy routes and our table.
     fn remove_base(&mut self) -> Result<(), KernelFailure>;
 

@@ -6,11 +6,10 @@ use std::{
 };
 
 use super::{
-    expand::rejection,
     kernel::{Kernel, KernelFailure},
     key::ServerKey,
     marks,
-    reconciler::{Reconciler, must_drain},
+    reconciler::{Reconciler, must_drain, rejections},
     ruleset::Element,
 };
 use crate::{
@@ -37,9 +36,15 @@ impl<K: Kernel> Reconciler<K> {
         }
         let now = since_boot();
         let mut ops = Vec::new();
+        let mut result = Ok(());
         for (key, backends) in self.drains.timed() {
-            let in_use: BTreeMap<SocketAddr, u64> =
-                self.kernel.connections(&key.kernel())?.into_iter().collect();
+            let in_use: BTreeMap<SocketAddr, u64> = match self.kernel.connections(&key.kernel()) {
+                Ok(connections) => connections.into_iter().collect(),
+                Err(failure) => {
+                    result = Err(failure);
+                    continue;
+                }
+            };
             for (address, deadline) in backends {
                 // A backend that the kernel no longer lists has no connections either.
                 if now >= deadline || in_use.get(&address).copied().unwrap_or(0) == 0 {
@@ -58,15 +63,14 @@ impl<K: Kernel> Reconciler<K> {
                 entries.push(Entry::DrainOver(key, address));
             }
         }
-        entries.extend(self.remove_drained()?);
         self.journal(&entries);
-        Ok(())
+        self.remove_drained().and(result)
     }
 
     /// Removes retired servers without backends, and their rejections.
-    fn remove_drained(&mut self) -> Result<Vec<Entry>, KernelFailure> {
+    fn remove_drained(&mut self) -> Result<(), KernelFailure> {
         let drained: BTreeSet<_> =
-            self.retiring.iter().copied().filter(|key| !must_drain(&self.mirror, key)).collect();
+            self.retiring.keys().copied().filter(|key| !must_drain(&self.mirror, key)).collect();
         let ops = drained
             .iter()
             .filter(|key| self.mirror.servers.contains_key(key))
@@ -75,7 +79,8 @@ impl<K: Kernel> Reconciler<K> {
         self.carry_out(ops, &mut []);
         let gone: BTreeSet<_> =
             drained.into_iter().filter(|key| !self.mirror.servers.contains_key(key)).collect();
-        let rejections: Vec<_> = gone.iter().map(rejection).collect();
+        let rejections: Vec<_> =
+            gone.iter().filter_map(|key| self.retiring.get(key)).flatten().copied().collect();
         let free: Vec<_> = self
             .claims
             .release(&rejections)
@@ -83,8 +88,8 @@ impl<K: Kernel> Reconciler<K> {
             .filter(|element| self.mirror.elements.contains(element))
             .collect();
         let entries = self.forget(gone);
-        self.change_elements(&free, &[])?;
-        Ok(entries)
+        self.journal(&entries);
+        self.change_elements(&free, &[])
     }
 
     /// Removes what an earlier run left and nobody wants: once, after the first full pass over a
@@ -97,9 +102,10 @@ impl<K: Kernel> Reconciler<K> {
         for key in leftovers {
             self.totals.pruned += 1;
             if self.mirror.servers.contains_key(&key) {
-                self.retiring.insert(key);
-                self.claims.add(&[rejection(&key)]);
-                add.push(rejection(&key));
+                let rejections = rejections(&self.owners, &key);
+                self.claims.add(&rejections);
+                add.extend(&rejections);
+                self.retiring.insert(key, rejections);
             } else {
                 gone.insert(key);
             }
@@ -121,7 +127,7 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     fn is_wanted(&self, key: &ServerKey) -> bool {
-        self.owners.contains_key(key) || self.retiring.contains(key)
+        self.owners.contains_key(key) || self.retiring.contains_key(key)
     }
 }
 

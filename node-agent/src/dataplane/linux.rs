@@ -53,7 +53,7 @@ impl LinuxKernel {
         Ok(true)
     }
 
-    fn ensure_routes(&mut self, base: &Base) -> Result<bool, KernelFailure> {
+    fn ensure_policy_routes(&mut self, base: &Base) -> Result<bool, KernelFailure> {
         let desired = DesiredRoutes {
             mark_bit: NonZeroU32::new(base.bit.mask()).unwrap_or(NonZeroU32::MIN),
             service_cidrs: base.service_cidrs.clone(),
@@ -94,13 +94,17 @@ impl Kernel for LinuxKernel {
         if self.ensure_timeouts(base)? {
             mended.push("timeouts");
         }
-        if self.ensure_routes(base)? {
+        if self.ensure_policy_routes(base)? {
             mended.push("route");
         }
         if self.ensure_table(base, elements)? {
             mended.push("table");
         }
         Ok(mended)
+    }
+
+    fn ensure_routes(&mut self, base: &Base) -> Result<bool, KernelFailure> {
+        self.ensure_policy_routes(base)
     }
 
     fn remove_base(&mut self) -> Result<(), KernelFailure> {
@@ -118,7 +122,7 @@ impl Kernel for LinuxKernel {
             } else {
                 format!("{} with persistence or flags", server.scheduler)
             },
-            backends: backends.into_iter().map(|backend| (backend.address, backend.weight)).collect(),
+            backends: backends.iter().map(|backend| (backend.address, weight(backend))).collect(),
         });
         let elements =
             match ruleset::read(&mut self.nft, &self.structure).map_err(in_nft("read our table"))? {
@@ -141,6 +145,12 @@ impl Kernel for LinuxKernel {
             |b: &ipvs::RealServer| u64::from(b.active_connections) + u64::from(b.inactive_connections);
         Ok(backends.iter().map(|backend| (backend.address, total(backend))).collect())
     }
+}
+
+/// The weight of a real server; one that is not masqueraded gets none that we ever set, so that it
+/// is set anew.
+fn weight(backend: &ipvs::RealServer) -> u32 {
+    if backend.forward == ipvs::Forward::Masquerade { backend.weight } else { u32::MAX }
 }
 
 fn structure(base: &Base) -> Structure {

@@ -88,6 +88,12 @@ impl Mirror {
         ops
     }
 
+    /// True when one of the wanted backends takes new connections.
+    pub fn has_in_use(&self, key: &ServerKey, wanted: &WantedServer) -> bool {
+        let Some(server) = self.servers.get(key) else { return false };
+        wanted.backends.iter().any(|address| server.backends.get(address) == Some(&IN_USE))
+    }
+
     /// The backends of a virtual server that are not wanted.
     pub fn unwanted(&self, key: &ServerKey, wanted: &WantedServer) -> Vec<(SocketAddr, u32)> {
         let Some(server) = self.servers.get(key) else { return Vec::new() };

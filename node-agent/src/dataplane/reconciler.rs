@@ -102,8 +102,8 @@ pub struct Reconciler<K> {
     pub(super) claims: Claims,
     pub(super) owners: HashMap<ServerKey, ServicePortName>,
     held: HashMap<ServicePortName, Held>,
-    /// Servers that nobody wants, kept for their connections. Each claims its rejection.
-    pub(super) retiring: BTreeSet<ServerKey>,
+    /// Servers that nobody wants, kept for their connections, and the rejections they claim.
+    pub(super) retiring: BTreeMap<ServerKey, Vec<Element>>,
     pub(super) drains: Drains,
     marks: Marks,
     pub(super) settings: Settings,
@@ -135,7 +135,7 @@ impl<K: Kernel> Reconciler<K> {
             owners: HashMap::new(),
             owners_changed: false,
             held: HashMap::new(),
-            retiring: BTreeSet::new(),
+            retiring: BTreeMap::new(),
             settings,
             may_remove: false,
             pruned: false,
@@ -148,6 +148,8 @@ impl<K: Kernel> Reconciler<K> {
                 let recorded = &reconciler.record.contents().servers;
                 let ours = reconciler.mirror.servers.keys().filter(|key| recorded.contains(key)).count();
                 reconciler.totals.restored = (ours + reconciler.mirror.elements.len()) as u64;
+                // The first round compares the elements of the node itself too.
+                reconciler.stale = true;
                 Ok(reconciler)
             }
             Err(failure) => Err(Box::new(NotStarted { record: reconciler.record, failure })),
@@ -167,7 +169,10 @@ impl<K: Kernel> Reconciler<K> {
 
     /// True when a round has work to do.
     pub fn is_due(&self, now: Instant) -> bool {
-        self.table.has_pending() || self.table.next_retry().is_some_and(|at| at <= now) || self.prune_is_due()
+        self.stale
+            || self.table.has_pending()
+            || self.table.next_retry().is_some_and(|at| at <= now)
+            || self.prune_is_due()
     }
 
     fn prune_is_due(&self) -> bool {
@@ -251,7 +256,10 @@ impl<K: Kernel> Reconciler<K> {
             node_addresses: &self.settings.base.node_addresses,
         };
         let marks = &mut self.marks;
-        let wanted = expand(&port, surroundings, |protocol, number| marks.assign(protocol, number));
+        let mut wanted = expand(&port, surroundings, |protocol, number| marks.assign(protocol, number));
+        // Without backends in use a server is kept for those that linger, and never made.
+        let there = &self.mirror.servers;
+        wanted.servers.retain(|key, server| !server.backends.is_empty() || there.contains_key(key));
         Step { work, wanted, lingering: port.lingering.clone(), failure: None }
     }
 
@@ -267,9 +275,6 @@ impl<K: Kernel> Reconciler<K> {
                 }
                 if !self.record.contents().servers.contains(key) {
                     entries.push(Entry::Server(*key));
-                    if let ServerKey::NodePort { mark, .. } = *key {
-                        self.marks.hold(mark);
-                    }
                 }
                 for backend in wanted.backends.iter() {
                     if self.drains.end(*key, *backend) {
@@ -288,6 +293,11 @@ impl<K: Kernel> Reconciler<K> {
             }
             return;
         }
+        for entry in &entries {
+            if let Entry::Server(ServerKey::NodePort { mark, .. }) = entry {
+                self.marks.hold(*mark);
+            }
+        }
         self.carry_out(ops, steps);
     }
 
@@ -301,8 +311,8 @@ impl<K: Kernel> Reconciler<K> {
                 if self.mirror.serves(key) {
                     elements.extend(&wanted.elements);
                 }
-                if self.retiring.remove(key) {
-                    free.extend(self.claims.release(&[rejection(key)]));
+                if let Some(rejections) = self.retiring.remove(key) {
+                    free.extend(self.claims.release(&rejections));
                 }
             }
             self.claims.add(&elements);
@@ -320,14 +330,23 @@ impl<K: Kernel> Reconciler<K> {
                 if self.may_remove && must_drain(&self.mirror, &key) {
                     self.owners.remove(&key);
                     self.owners_changed = true;
-                    self.retiring.insert(key);
-                    self.claims.add(&[rejection(&key)]);
-                    add.push(rejection(&key));
+                    let rejections = rejections(&self.owners, &key);
+                    self.claims.add(&rejections);
+                    add.extend(&rejections);
+                    self.retiring.insert(key, rejections);
+                } else if !self.may_remove && step.work.desired.is_none() {
+                    // Its row goes, and the record still names it: pruning will find it.
+                    self.owners.remove(&key);
+                    self.owners_changed = true;
                 } else {
                     servers.push(key);
                 }
             }
-            held.servers = servers;
+            if step.work.desired.is_none() && servers.is_empty() {
+                self.held.remove(&step.work.name);
+            } else {
+                held.servers = servers;
+            }
             free.extend(self.claims.release(&before));
         }
         self.commit(free, add, steps);
@@ -359,10 +378,11 @@ impl<K: Kernel> Reconciler<K> {
         let mut ops = Vec::new();
         let mut entries = Vec::new();
         for (index, step) in steps.iter_mut().enumerate() {
-            if step.failure.is_some() {
-                continue;
-            }
             for (key, wanted) in &step.wanted.servers {
+                // What failed may be the very backend that was to take over.
+                if step.failure.is_some() && !self.mirror.has_in_use(key, wanted) {
+                    continue;
+                }
                 for (address, weight) in self.mirror.unwanted(key, wanted) {
                     let kernel = key.kernel();
                     if key.protocol() != Protocol::Tcp {
@@ -370,9 +390,7 @@ impl<K: Kernel> Reconciler<K> {
                         continue;
                     }
                     let deadline = step.lingering.binary_search(&address).is_err().then_some(deadline);
-                    if let Some(deadline) = self.drains.start(*key, address, deadline) {
-                        entries.push(Entry::Drain(*key, address, deadline));
-                    }
+                    entries.extend(self.drains.set(*key, address, deadline));
                     if weight != DRAINING {
                         ops.push((index, *key, IpvsOp::SetDest { key: kernel, address, weight: DRAINING }));
                     }
@@ -383,12 +401,10 @@ impl<K: Kernel> Reconciler<K> {
                 ops.push((index, *key, IpvsOp::DelService { key: key.kernel() }));
             }
         }
-        for key in &self.retiring {
+        for key in self.retiring.keys() {
             let Some(server) = self.mirror.servers.get(key) else { continue };
             for (address, weight) in &server.backends {
-                if let Some(deadline) = self.drains.start(*key, *address, Some(deadline)) {
-                    entries.push(Entry::Drain(*key, *address, deadline));
-                }
+                entries.extend(self.drains.set(*key, *address, Some(deadline)));
                 if *weight != DRAINING {
                     let op = IpvsOp::SetDest { key: key.kernel(), address: *address, weight: DRAINING };
                     ops.push((usize::MAX, *key, op));
@@ -466,18 +482,36 @@ impl<K: Kernel> Reconciler<K> {
         if remove.is_empty() && add.is_empty() {
             return Ok(());
         }
-        if let Err(failure) = self.kernel.change_elements(remove, add) {
+        let mut remove = remove.to_vec();
+        for mark in self.superseded_marks(add.iter()) {
+            if !remove.contains(&mark) {
+                remove.push(mark);
+            }
+        }
+        if let Err(failure) = self.kernel.change_elements(&remove, add) {
             self.count_failure(failure.label());
             self.stale = true;
             return Err(failure);
         }
         *self.totals.operations.entry("element-add").or_default() += add.len() as u64;
         *self.totals.operations.entry("element-delete").or_default() += remove.len() as u64;
-        for element in remove {
+        for element in &remove {
             self.mirror.elements.remove(element);
         }
         self.mirror.elements.extend(add);
         Ok(())
+    }
+
+    /// Marks in the kernel of node ports that are to have another: a map takes one a key.
+    pub(super) fn superseded_marks<'a>(&self, wanted: impl Iterator<Item = &'a Element>) -> Vec<Element> {
+        let wanted: HashMap<_, _> = wanted.filter_map(port_and_mark).collect();
+        if wanted.is_empty() {
+            return Vec::new();
+        }
+        let differs = |element: &&Element| {
+            port_and_mark(element).is_some_and(|(port, mark)| wanted.get(&port).is_some_and(|w| *w != mark))
+        };
+        self.mirror.elements.iter().filter(differs).copied().collect()
     }
 
     /// The record entries of virtual servers that are gone, whose marks are free again.
@@ -523,6 +557,22 @@ fn label(op: &IpvsOp) -> &'static str {
         IpvsOp::SetDest { .. } => "real-server-set",
         IpvsOp::DelDest { .. } => "real-server-delete",
     }
+}
+
+fn port_and_mark(element: &Element) -> Option<((Protocol, u16), u32)> {
+    match *element {
+        Element::NodePortMark { protocol, port, mark } => Some(((protocol, port), mark)),
+        _ => None,
+    }
+}
+
+/// What a retiring server claims: new connections are rejected, unless another server has the same
+/// node port by now, with a mark of another policy bit.
+pub(super) fn rejections(owners: &HashMap<ServerKey, ServicePortName>, key: &ServerKey) -> Vec<Element> {
+    let rejection = rejection(key);
+    let served = matches!(key, ServerKey::NodePort { .. })
+        && owners.keys().any(|other| other != key && super::expand::rejection(other) == rejection);
+    if served { Vec::new() } else { vec![rejection] }
 }
 
 /// TCP connections may live on behind a server that goes.

@@ -45,6 +45,10 @@ impl Kernel for Memory {
         Ok(Vec::new())
     }
 
+    fn ensure_routes(&mut self, _: &Base) -> Result<bool, KernelFailure> {
+        Ok(false)
+    }
+
     fn remove_base(&mut self) -> Result<(), KernelFailure> {
         Ok(())
     }
@@ -177,6 +181,16 @@ impl Rig {
             }))
         });
         self.reconciler.table.set(name, row);
+    }
+
+    /// The TCP port with backends in use and others that linger in a slice.
+    fn set_lingering(&mut self, backends: &[&str], lingering: &[&str]) {
+        self.set(Protocol::Tcp, Some(backends));
+        let name = self.reconciler.table.take(9, Instant::now()).pop().expect("the row is due").name;
+        let Some(Ok(port)) = self.reconciler.table.desired(&name) else { panic!("the row is refused") };
+        let mut port = ServicePort::clone(port);
+        port.lingering = lingering.iter().map(|l| address(l)).collect();
+        self.reconciler.table.set(name, Some(Ok(Arc::new(port))));
     }
 
     fn round(&mut self) -> Vec<String> {
@@ -361,6 +375,58 @@ fn what_others_changed_is_repaired_and_counted() {
     assert_eq!(state.elements.len(), 2, "{:?}", state.elements);
     assert_eq!(rig.reconciler.totals.repairs.get("virtual-server"), Some(&1));
     assert_eq!(rig.reconciler.totals.repairs.get("element"), Some(&3));
+}
+
+#[test]
+fn an_unready_endpoint_keeps_its_connections_without_a_deadline() {
+    let mut rig = Rig::new();
+    rig.set(Protocol::Tcp, Some(&["10.244.1.2:80"]));
+    rig.round();
+    rig.kernel.0.borrow_mut().connections.insert(address("10.244.1.2:80"), 1);
+    rig.set_lingering(&[], &["10.244.1.2:80"]);
+    let log = rig.round();
+    position(&log, "add no-endpoints");
+    assert_eq!(rig.weights(), [("10.244.1.2:80".into(), 0)]);
+    assert!(rig.reconciler.record.contents().drains.is_empty(), "its timer runs");
+    // it leaves every slice: now the timer starts
+    rig.set_lingering(&[], &[]);
+    rig.round();
+    assert_eq!(rig.reconciler.record.contents().drains.len(), 1);
+    // and ready again
+    rig.set(Protocol::Tcp, Some(&["10.244.1.2:80"]));
+    rig.round();
+    assert_eq!(rig.weights(), [("10.244.1.2:80".into(), 1)]);
+    assert!(rig.reconciler.record.contents().drains.is_empty());
+}
+
+#[test]
+fn a_dead_backend_is_taken_out_although_another_is_refused() {
+    let mut rig = Rig::new();
+    rig.set(Protocol::Tcp, Some(&["10.244.1.2:80", "10.244.2.2:80"]));
+    rig.round();
+    rig.kernel.0.borrow_mut().refuse = Some(address("10.244.3.2:80"));
+    rig.set(Protocol::Tcp, Some(&["10.244.2.2:80", "10.244.3.2:80"]));
+    rig.round();
+    assert_eq!(rig.counts().error, 1);
+    assert_eq!(rig.weights(), [("10.244.1.2:80".into(), 0), ("10.244.2.2:80".into(), 1)]);
+}
+
+#[test]
+fn a_row_that_goes_before_the_sync_is_pruned_after_it() {
+    let mut rig = Rig::new();
+    rig.set(Protocol::Udp, Some(&["10.244.1.2:53"]));
+    rig.round();
+    let mut rig = rig.restart();
+    rig.set(Protocol::Udp, Some(&["10.244.1.2:53"]));
+    rig.round();
+    rig.set(Protocol::Udp, None);
+    rig.round();
+    assert_eq!(rig.weights().len(), 1, "removed before the sync");
+    rig.reconciler.set_synced();
+    rig.round();
+    rig.reconciler.check_drains().unwrap();
+    assert!(rig.kernel.0.borrow().servers.is_empty());
+    assert!(rig.reconciler.is_empty());
 }
 
 #[test]

@@ -69,6 +69,9 @@ pub(super) fn of(port: &ServicePort, node: &[IpAddr]) -> Vec<Claim> {
     claims
 }
 
+/// How often a refused port is looked at again while others change hands.
+const RETRIES: u32 = 3;
+
 /// All claims of all service ports, and what became of them.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
@@ -106,7 +109,17 @@ impl Claims {
         }
 
         let mut touched = BTreeSet::new();
+        let mut retries: BTreeMap<ServicePortName, u32> = BTreeMap::new();
         while let Some(port) = undecided.pop_first() {
+            // Services whose external IPs are each other's ClusterIPs, in a ring, could take them from
+            // each other for ever: who was refused that often stays so until something changes.
+            if self.refused.contains_key(&port) {
+                let count = retries.entry(port.clone()).or_default();
+                *count += 1;
+                if *count > RETRIES {
+                    continue;
+                }
+            }
             self.decide(&port, &mut undecided);
             touched.insert(port);
         }

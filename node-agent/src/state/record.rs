@@ -95,6 +95,8 @@ pub struct Record {
     contents: Contents,
     journal: File,
     lines: usize,
+    /// The last line may have been written in part.
+    torn: bool,
     /// Held as long as the record is: two agents on one record would undo each other.
     _lock: File,
     /// Lines of the file that carried no valid checksum when it was opened.
@@ -111,7 +113,7 @@ impl Record {
         let boot = boot_id()?;
         let (contents, damaged_lines) = load(&path, &boot)?;
         let (journal, lines) = write_anew(&path, &boot, &contents)?;
-        Ok(Self { path, boot, contents, journal, lines, damaged_lines, _lock: lock })
+        Ok(Self { path, boot, contents, journal, lines, damaged_lines, torn: false, _lock: lock })
     }
 
     /// Reads the record without taking it over, for verbs that change nothing.
@@ -131,11 +133,14 @@ impl Record {
             return Ok(());
         }
         let failed = |source| StateError::Write { path: self.path.clone(), source };
-        let mut text = String::new();
+        // Behind a line that could not be written whole, begin a new one.
+        let mut text = String::from(if self.torn { "\n" } else { "" });
         for entry in entries {
             push_line(&mut text, entry).map_err(failed)?;
         }
+        self.torn = true;
         self.journal.write_all(text.as_bytes()).map_err(failed)?;
+        self.torn = false;
         // A drain needs no fsync, which would stand in the way of every endpoint that changes: what
         // is written outlives the agent, and the end of the machine is the end of its connections.
         if entries.iter().any(|entry| matches!(entry, Entry::Server(_))) {
