@@ -26,6 +26,7 @@ use crate::{
     dataplane::{LinuxKernel, Reconciler},
     drift::Drift,
     error::chain,
+    memory,
     metrics::Metrics,
     model::tracker::Model,
     state::{record::Record, snapshot::Snapshot},
@@ -391,6 +392,8 @@ impl Agent {
                     "failed to write the snapshot; the next change tries again"
                 );
             }
+            drop(snapshot);
+            memory::give_back();
         }
     }
 

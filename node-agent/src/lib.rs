@@ -12,6 +12,7 @@ pub mod dataplane;
 pub mod drift;
 pub mod error;
 pub mod ipvs;
+pub mod memory;
 pub mod metrics;
 pub mod model;
 pub mod netlink;

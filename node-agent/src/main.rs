@@ -5,11 +5,12 @@ use std::process::ExitCode;
 use clap::Parser;
 use fairlead_node_agent::{
     cli::{Cli, LogFormat},
-    commands,
+    commands, memory,
 };
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    memory::prepare();
     let cli = Cli::parse();
     let filter = match EnvFilter::try_new(&cli.log) {
         Ok(filter) => filter,
