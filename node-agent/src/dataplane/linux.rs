@@ -23,6 +23,9 @@ pub struct LinuxKernel {
     nft: nft::Client,
     routes: PolicyRoutes,
     structure: Structure,
+    /// What was read of our table, and at which generation of nftables. Reading large sets is slow (the
+    /// kernel's dump of a hash set is quadratic), and most audits find that nothing has changed.
+    read: Option<(u32, ruleset::Found)>,
 }
 
 impl LinuxKernel {
@@ -33,12 +36,26 @@ impl LinuxKernel {
             nft: nft::Client::open().map_err(in_nft("open a socket"))?,
             routes: PolicyRoutes::open().map_err(in_routes("open a socket"))?,
             structure: structure(base),
+            read: None,
         })
     }
 
     /// The port of the socket through which the table is changed.
     pub fn nft_port(&self) -> Result<u32, KernelFailure> {
         self.nft.port().map_err(in_nft("name the socket"))
+    }
+
+    /// Our table, read again only if anything in nftables has changed since the last time.
+    fn read_table(&mut self) -> Result<ruleset::Found, NftError> {
+        let generation = self.nft.generation()?;
+        if let Some((of, found)) = &self.read
+            && *of == generation
+        {
+            return Ok(found.clone());
+        }
+        let found = ruleset::read(&mut self.nft, &self.structure)?;
+        self.read = (self.nft.generation()? == generation).then(|| (generation, found.clone()));
+        Ok(found)
     }
 
     fn ensure_timeouts(&mut self, base: &Base) -> Result<bool, KernelFailure> {
@@ -66,8 +83,12 @@ impl LinuxKernel {
     }
 
     fn ensure_table(&mut self, base: &Base, elements: &BTreeSet<Element>) -> Result<bool, KernelFailure> {
-        self.structure = structure(base);
-        match ruleset::read(&mut self.nft, &self.structure).map_err(in_nft("read our table"))? {
+        let structure = structure(base);
+        if structure != self.structure {
+            self.structure = structure;
+            self.read = None;
+        }
+        match self.read_table().map_err(in_nft("read our table"))? {
             ruleset::Found::Intact(_) => Ok(false),
             ruleset::Found::Broken { differences, .. } => {
                 for difference in differences {
@@ -124,10 +145,9 @@ impl Kernel for LinuxKernel {
             },
             backends: backends.iter().map(|backend| (backend.address, weight(backend))).collect(),
         });
-        let elements =
-            match ruleset::read(&mut self.nft, &self.structure).map_err(in_nft("read our table"))? {
-                ruleset::Found::Intact(elements) | ruleset::Found::Broken { elements, .. } => elements,
-            };
+        let elements = match self.read_table().map_err(in_nft("read our table"))? {
+            ruleset::Found::Intact(elements) | ruleset::Found::Broken { elements, .. } => elements,
+        };
         Ok(Found { servers: servers.collect(), elements })
     }
 
