@@ -35,8 +35,8 @@ use image::Image;
 use qemu::Qemu;
 use wire::{Frame, Job};
 
-/// From the start of QEMU to the start of the command; TCG on a busy host takes 20 s at times.
-const BOOT_LIMIT: Duration = Duration::from_secs(120);
+/// From the start of QEMU to the start of the command; TCG on a busy host takes half a minute at times.
+const BOOT_LIMIT: Duration = Duration::from_secs(90);
 
 /// The size of a machine.
 #[derive(Debug, Clone, Copy)]
@@ -103,8 +103,10 @@ impl Machine {
     pub fn run(&self, command: &Command) -> Result<ExitStatus> {
         let accel = accel::choose(&self.image.key, |limit| self.boots_with_kvm(limit))?;
         let start = Instant::now();
-        let mut run = Run::start(&self.image, self.options, accel, command)?;
-        run.until_ready(BOOT_LIMIT)?;
+        let mut run = at_most_twice(|| {
+            let mut run = Run::start(&self.image, self.options, accel, command)?;
+            run.until_ready(BOOT_LIMIT).map(|()| run)
+        })?;
         say(format_args!(
             "machine up after {:.1} s ({accel}): {}",
             start.elapsed().as_secs_f32(),
@@ -120,6 +122,16 @@ impl Machine {
             .and_then(|mut run| run.until_ready(limit));
         booted.is_ok()
     }
+}
+
+/// A boot that fails is tried once more, and said: nothing of ours has run yet, and emulated kernels do hang now and
+/// then before they are up.
+fn at_most_twice<T>(mut boot: impl FnMut() -> Result<T>) -> Result<T> {
+    boot().or_else(|error| {
+        say(format_args!("{error:#}"));
+        say("booting the machine once more");
+        boot()
+    })
 }
 
 /// One boot of the machine.
@@ -170,4 +182,34 @@ impl Run {
 
 fn pass_on(to: &mut impl Write, bytes: &[u8]) -> Result<()> {
     to.write_all(bytes).and_then(|()| to.flush()).context("failed to pass on the output of the machine")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_boot_that_fails_is_tried_once_more_and_not_again() {
+        let mut boots = 0;
+        let up = at_most_twice(|| {
+            boots += 1;
+            anyhow::ensure!(boots > 1, "stuck");
+            Ok(boots)
+        });
+        assert_eq!(up.unwrap(), 2);
+
+        let mut boots = 0;
+        let error = at_most_twice::<()>(|| {
+            boots += 1;
+            bail!("stuck in boot {boots}")
+        });
+        assert_eq!(error.unwrap_err().to_string(), "stuck in boot 2");
+    }
+
+    #[test]
+    fn an_exit_status_tells_a_signal_from_a_code() {
+        assert_eq!(ExitStatus(3).to_string(), "exit code 3");
+        assert_eq!(ExitStatus(128 + 9).to_string(), "signal 9");
+        assert!(ExitStatus(0).success());
+    }
 }
