@@ -44,6 +44,8 @@ const DRIFT_PATIENCE: Duration = Duration::from_millis(100);
 const DRAIN_PERIOD: Duration = Duration::from_secs(1);
 /// How long a change may wait before it is in the snapshot.
 const SNAPSHOT_DELAY: Duration = Duration::from_secs(1);
+/// Rows beyond which the memory of a pass is given back at once.
+const BULK: usize = 1000;
 /// First and last pause between attempts to bring the node up.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
@@ -225,6 +227,7 @@ impl Agent {
         let began = Instant::now();
         let changes = self.model.take_changes();
         let mut worked = !changes.is_empty();
+        let mut bulky = changes.rows.len() > BULK;
         if (changes.node.is_some() || changes.config.is_some())
             && let Some(settings) = settings(&self.model)
             && let Err(failure) = reconciler.configure(settings)
@@ -240,6 +243,8 @@ impl Agent {
         }
         if self.due.audit <= now {
             self.due.audit = now + AUDIT_PERIOD;
+            // It reads the whole kernel beside what is known of it.
+            bulky |= reconciler.table.counts().done > BULK;
             if let Err(failure) = reconciler.audit() {
                 tracing::error!(error = failure.chain(), "failed to audit the kernel; trying again");
                 self.due.audit = now + RETRY.0;
@@ -263,6 +268,9 @@ impl Agent {
             if let Err(failure) = reconciler.check_drains() {
                 tracing::error!(error = failure.chain(), "failed to look at draining backends; trying again");
             }
+        }
+        if bulky {
+            memory::give_back();
         }
         if worked {
             let programmed = Timestamp::now();
