@@ -153,7 +153,13 @@ fn a_removed_endpoint_drains_and_gets_no_new_connection() {
     let mut connections = scene.connections();
     assert_alive(&mut connections, "before the endpoint was removed");
     scene.endpoints(&PODS[2..]).unwrap();
-    scene.agent.wait_in_step().unwrap();
+    let drains = |line: &&str| line.split_whitespace().nth(3) == Some("0");
+    eventually("the removed endpoint takes no new connections", Duration::from_secs(20), || {
+        let listing = topology.node1.output("ipvsadm -Ln").unwrap();
+        let of_pod1 = ["10.244.1.2:8080", "[fd00:244:1::2]:8080"];
+        listing.lines().filter(|line| of_pod1.iter().any(|b| line.contains(b))).all(|line| drains(&line))
+    })
+    .unwrap();
     for to in cluster_ips() {
         eventually("new connections go to the other endpoint", Duration::from_secs(10), || {
             patient(&topology.pod2).ask(Protocol::Tcp, to).server() == Some("pod3")
