@@ -46,8 +46,9 @@ pub fn cleanup(args: &CleanupArgs) -> Result<ExitCode> {
     if !failures.is_empty() {
         bail!("some of it is still there; run cleanup again:\n{}", failures.join("\n"));
     }
-    drop(record);
+    // Still locked: no agent may start on files that are about to go.
     remove(directory).context("failed to remove the state files")?;
+    drop(record);
     println!("removed {removed} virtual servers, table inet fairlead, and Fairlead's rules and routes");
     Ok(ExitCode::SUCCESS)
 }

@@ -86,7 +86,10 @@ impl<K: Kernel> Reconciler<K> {
         let known: BTreeMap<VirtualServerKey, ServerKey> =
             recorded.chain(self.owners.keys()).map(|key| (key.kernel(), *key)).collect();
         let keys: BTreeSet<_> = known.keys().copied().collect();
-        for key in orphans(servers.iter().map(|server| &server.key), &keys) {
+        // Not before pruning: until then elements may still lead to them.
+        let servers_now = servers.iter().map(|server| &server.key);
+        let orphans = if self.pruned { orphans(servers_now, &keys) } else { Vec::new() };
+        for key in orphans {
             tracing::warn!(virtual_server = %key, "removing a virtual server of our range that the record does not know");
             let verdicts = self.kernel.change_servers(&[IpvsOp::DelService { key }])?;
             self.totals.pruned += verdicts.iter().filter(|verdict| verdict.is_ok()).count() as u64;

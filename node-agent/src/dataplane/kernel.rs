@@ -83,7 +83,8 @@ impl Base {
     /// Elements of our table that belong to the node itself.
     pub fn elements(&self) -> Vec<Element> {
         let addresses = self.node_addresses.iter().map(|address| Element::NodeAddress(*address));
-        addresses.chain(self.pod_cidrs.iter().map(|cidr| Element::LocalPods(*cidr))).collect()
+        // The kernel refuses ranges that overlap.
+        addresses.chain(IpNet::aggregate(&self.pod_cidrs).into_iter().map(Element::LocalPods)).collect()
     }
 }
 

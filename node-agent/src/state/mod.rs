@@ -5,8 +5,9 @@ pub mod record;
 pub mod snapshot;
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io::{self, Write},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -65,7 +66,15 @@ pub fn remove(directory: &Path) -> Result<(), StateError> {
 fn replace(path: &Path, content: &[u8]) -> Result<(), StateError> {
     let failed = |source| StateError::Write { path: path.to_owned(), source };
     let next = path.with_extension("next");
-    let mut file = File::create(&next).map_err(failed)?;
+    // What a cluster is made of is nobody else's to read, and a link in the way is not followed.
+    let mut file = OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(&next)
+        .map_err(failed)?;
     file.write_all(content).map_err(failed)?;
     file.sync_all().map_err(failed)?;
     fs::rename(&next, path).map_err(failed)?;

@@ -12,16 +12,17 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Write as _},
     net::SocketAddr,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 
 use super::{StateError, replace};
-use crate::dataplane::key::ServerKey;
+use crate::{dataplane::key::ServerKey, error::chain};
 
 pub(super) const FILE: &str = "record";
 pub(super) const LOCK: &str = "lock";
@@ -107,7 +108,10 @@ impl Record {
     /// Opens the record in a state directory, which is made if it is not there.
     pub fn open(directory: &Path) -> Result<Self, StateError> {
         let path = directory.join(FILE);
-        fs::create_dir_all(directory)
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
             .map_err(|source| StateError::Write { path: directory.to_owned(), source })?;
         let lock = lock(directory)?;
         let boot = boot_id()?;
@@ -151,7 +155,11 @@ impl Record {
         }
         self.lines += entries.len();
         if self.lines > 2 * self.contents.len() + SLACK {
-            (self.journal, self.lines) = write_anew(&self.path, &self.boot, &self.contents)?;
+            // The entries are durable already; a longer journal does no harm.
+            match write_anew(&self.path, &self.boot, &self.contents) {
+                Ok(anew) => (self.journal, self.lines) = anew,
+                Err(error) => tracing::warn!(error = chain(&error), "failed to compact the record"),
+            }
         }
         Ok(())
     }
