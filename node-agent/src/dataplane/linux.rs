@@ -70,18 +70,6 @@ impl LinuxKernel {
         Ok(true)
     }
 
-    fn ensure_policy_routes(&mut self, base: &Base) -> Result<bool, KernelFailure> {
-        let desired = DesiredRoutes {
-            mark_bit: NonZeroU32::new(base.bit.mask()).unwrap_or(NonZeroU32::MIN),
-            service_cidrs: base.service_cidrs.clone(),
-            ipv6: base.ipv6,
-        };
-        let observed = self.routes.observe().map_err(in_routes("read the rules and routes"))?;
-        let ops = policy_route::plan(&desired, &observed);
-        self.routes.apply(&ops).map_err(in_routes("change the rules and routes"))?;
-        Ok(!ops.is_empty())
-    }
-
     fn ensure_table(&mut self, base: &Base, elements: &BTreeSet<Element>) -> Result<bool, KernelFailure> {
         let structure = structure(base);
         if structure != self.structure {
@@ -115,7 +103,7 @@ impl Kernel for LinuxKernel {
         if self.ensure_timeouts(base)? {
             mended.push("timeouts");
         }
-        if self.ensure_policy_routes(base)? {
+        if self.ensure_routes(base)? {
             mended.push("route");
         }
         if self.ensure_table(base, elements)? {
@@ -125,7 +113,15 @@ impl Kernel for LinuxKernel {
     }
 
     fn ensure_routes(&mut self, base: &Base) -> Result<bool, KernelFailure> {
-        self.ensure_policy_routes(base)
+        let desired = DesiredRoutes {
+            mark_bit: NonZeroU32::new(base.bit.mask()).unwrap_or(NonZeroU32::MIN),
+            service_cidrs: base.service_cidrs.clone(),
+            ipv6: base.ipv6,
+        };
+        let observed = self.routes.observe().map_err(in_routes("read the rules and routes"))?;
+        let ops = policy_route::plan(&desired, &observed);
+        self.routes.apply(&ops).map_err(in_routes("change the rules and routes"))?;
+        Ok(!ops.is_empty())
     }
 
     fn remove_base(&mut self) -> Result<(), KernelFailure> {

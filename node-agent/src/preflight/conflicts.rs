@@ -8,6 +8,8 @@
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr};
 
+pub use crate::nft::{AcceptedMark, Hook};
+
 /// Which registry of the kernel a table is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Registry {
@@ -69,30 +71,6 @@ impl fmt::Display for TableInfo {
             (Registry::Legacy, _) => write!(f, "iptables-legacy table {}", self.name),
         }
     }
-}
-
-/// Where a base chain is hooked in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hook {
-    /// Every packet that comes in.
-    Prerouting,
-    /// Packets for this node.
-    Input,
-    /// Packets on their way through.
-    Forward,
-    /// Packets that this node sends.
-    Output,
-    /// Every packet that goes out.
-    Postrouting,
-}
-
-/// A rule accepts packets by their mark alone: `meta mark & mask == value accept`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AcceptedMark {
-    /// Bits that are compared.
-    pub mask: u32,
-    /// What they must be.
-    pub value: u32,
 }
 
 impl AcceptedMark {
