@@ -133,7 +133,8 @@ struct Target {
     name: String,
 }
 
-fn cargo(args: &[&str]) -> Result<String> {
+/// Runs cargo and returns its messages, a line of JSON each.
+pub fn cargo(args: &[&str]) -> Result<String> {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
     command.args(args).arg("--message-format=json-render-diagnostics").current_dir(FOLDER);

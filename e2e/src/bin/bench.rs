@@ -11,7 +11,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use fairlead_e2e::process::output_of;
-use fairlead_e2e::say;
+use fairlead_e2e::{say, suite};
 use serde::Deserialize;
 
 const FOLDER: &str = env!("CARGO_MANIFEST_DIR");
@@ -74,14 +74,7 @@ fn run(args: &Args) -> Result<()> {
 
 /// The program that cargo built.
 fn built(args: &[&str], name: &str) -> Result<PathBuf> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.args(args).arg("--message-format=json-render-diagnostics").current_dir(FOLDER);
-    let output = command.stderr(Stdio::inherit()).output().context("failed to start cargo")?;
-    if !output.status.success() {
-        bail!("`cargo {}` failed ({})", args.join(" "), output.status);
-    }
-    let messages = String::from_utf8(output.stdout).context("failed to read the messages of cargo")?;
+    let messages = suite::cargo(args)?;
     program(&messages, name)?.with_context(|| format!("cargo built no program {name}"))
 }
 
