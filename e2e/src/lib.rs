@@ -17,6 +17,7 @@
 //! The rig drives the programs of the product from outside; it never links their logic.
 
 pub mod agent;
+pub mod cluster;
 pub mod machine;
 pub mod ns;
 pub mod packages;

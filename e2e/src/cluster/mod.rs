@@ -1,0 +1,3 @@
+//! A real Kubernetes cluster of the rig's own.
+
+pub mod image;
