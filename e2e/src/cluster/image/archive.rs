@@ -179,7 +179,7 @@ impl Blob {
     }
 
     fn digest(&self) -> String {
-        Sha256::digest(&self.0).iter().map(|byte| format!("{byte:02x}")).collect()
+        format!("{:x}", Sha256::digest(&self.0))
     }
 
     fn descriptor(&self, media_type: &str) -> serde_json::Value {
