@@ -7,6 +7,7 @@
 //!                                       traffic (servers and clients in them) <────┘
 //! ```
 //!
+//! * [`cluster`] is a real Kubernetes cluster of such machines and namespaces.
 //! * [`agent`] is the agent under test, with its manifests.
 //! * [`machine`] boots a kernel that has IPVS and runs one command in it.
 //! * [`ns`] gives each test its own network of namespaces.
