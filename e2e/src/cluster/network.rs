@@ -22,7 +22,8 @@ use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail};
 
-use crate::ns::{Address, Namespace};
+use super::control_plane::API_SERVER_PORT;
+use crate::ns::{self, Address, Namespace};
 use crate::process::output_of;
 
 /// The prefix length of a subnet's IPv4 addresses.
@@ -59,6 +60,11 @@ impl Subnet {
     /// This host.
     pub fn host(self) -> Address {
         self.address(HOST)
+    }
+
+    /// The URL of the API server.
+    pub fn api_server(self) -> String {
+        format!("https://{}:{API_SERVER_PORT}", self.control_plane().v4)
     }
 
     /// The host's device in the subnet.
@@ -121,12 +127,14 @@ pub struct Network {
 }
 
 impl Network {
-    /// Makes the network, in the first subnet that is free on this host.
-    pub fn new() -> Result<Self> {
+    /// Makes the network of the cluster `id`, in the first subnet that is free on this host.
+    pub fn new(id: &str) -> Result<Self> {
         let router = Namespace::new("router")?;
         let client = Namespace::new("client")?;
         let subnet = claim(&router)?;
         let network = Self { router, client, subnet, places: Mutex::default() };
+        // tells whose it is, should it ever be left
+        on_host(&format!("link set {} alias {id}", subnet.host_device()))?;
         network.wire()?;
         Ok(network)
     }
@@ -198,13 +206,18 @@ impl Network {
         self.router.ip(&lines)
     }
 
+    /// Kills whatever still runs in the router's and the client's namespace.
+    pub fn end_processes(&self) -> Result<()> {
+        ns::end_processes(&[&self.router, &self.client])
+    }
+
     fn delete_port(&self, place: Place) -> Result<()> {
         let port = place.port();
         let listing = self.router.output("ip -o link show")?;
-        match listing.contains(&format!(" {port}:")) || listing.contains(&format!(" {port}@")) {
-            true => self.router.ip(&[format!("link delete {port}")]),
-            false => Ok(()),
+        if listing.contains(&format!(" {port}:")) || listing.contains(&format!(" {port}@")) {
+            self.router.ip(&[format!("link delete {port}")])?;
         }
+        Ok(())
     }
 
     fn wire(&self) -> Result<()> {
