@@ -174,6 +174,9 @@ impl ControlPlane {
             flag("allocate-node-cidrs", true),
             flag("cluster-cidr", PODS),
             flag("service-cluster-ip-range", SERVICES),
+            // each of its controllers gets an account and a token first: seconds, at the default of 20 a second
+            flag("kube-api-qps", 300),
+            flag("kube-api-burst", 300),
         ];
         [self.client("kube-controller-manager"), own].concat()
     }
