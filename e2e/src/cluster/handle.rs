@@ -101,7 +101,7 @@ impl Cluster {
     }
 
     /// A command in one of the cluster's namespaces, which ends with the cluster.
-    pub fn command_in(&self, namespace: &Namespace, program: &str) -> Command {
+    pub fn command_in(&self, namespace: &Namespace, program: impl AsRef<Path>) -> Command {
         let mut command = namespace.command(program);
         die_with_parent(command.env(MARK, &self.description.id));
         command

@@ -21,7 +21,7 @@ impl<T: 'static> Keeper<T> {
     /// Makes the value.
     pub fn start(make: impl FnOnce() -> Result<T> + Send + 'static) -> Result<Self> {
         let (jobs, todo) = mpsc::channel::<Job<T>>();
-        let (made, outcome) = mpsc::channel();
+        let (started, outcome) = mpsc::channel();
         let thread = thread::spawn(move || {
             let value = make();
             let (value, said) = match value {
@@ -29,9 +29,11 @@ impl<T: 'static> Keeper<T> {
                 Err(error) => (None, Err(error)),
             };
             // nobody listens when the starter has died, and then there are no jobs either
-            let _ = made.send(said);
+            let _ = started.send(said);
             if let Some(mut value) = value {
-                todo.into_iter().for_each(|job| job(&mut value));
+                for job in todo {
+                    job(&mut value);
+                }
             }
         });
         let keeper = Self { jobs, thread: Some(thread) };

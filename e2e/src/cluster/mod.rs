@@ -15,6 +15,7 @@ use programs::Programs;
 
 mod claim;
 mod control_plane;
+mod fixture;
 mod handle;
 mod keeper;
 pub mod leftovers;
@@ -25,6 +26,7 @@ pub mod programs;
 mod supervisor;
 pub mod wire;
 
+pub use fixture::Fixture;
 pub use handle::{Cluster, Cut};
 pub use supervisor::Supervisor;
 

@@ -17,8 +17,9 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 
@@ -146,7 +147,7 @@ impl Network {
 
     /// The place of a node: the same each time it is asked for.
     pub fn place(&self, node: &str) -> Result<Place> {
-        let mut places = self.places.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = places.get(node) {
             return Ok(*place);
         }
@@ -159,7 +160,7 @@ impl Network {
 
     /// Forgets a node that is gone for good: its place is free, the routes to its pods are removed.
     pub fn remove(&self, node: &str) -> Result<()> {
-        let removed = self.places.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(node);
+        let removed = self.places.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
         let Some(place) = removed else { return Ok(()) };
         self.delete_port(place)?;
         let [v4, v6] = place.address().both();
@@ -252,10 +253,10 @@ impl Network {
 fn claim(router: &Namespace) -> Result<Subnet> {
     for number in NUMBERS {
         let subnet = Subnet(number);
-        let routes =
-            output_of(Command::new("ip").args(["route", "show", "root", &format!("10.89.{number}.0/24")]))?;
         let device = subnet.host_device();
-        if !routes.trim().is_empty() || std::path::Path::new("/sys/class/net").join(&device).exists() {
+        let range = format!("10.89.{number}.0/24");
+        let known = output_of(Command::new("ip").args(["route", "show", "root", &range]))?;
+        if !known.trim().is_empty() || Path::new("/sys/class/net").join(&device).exists() {
             continue;
         }
         let link = format!("link add {device} type veth peer name host netns {}", router.path());
