@@ -20,7 +20,7 @@ pub(crate) fn before_exec(
     command: &mut Command,
     step: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
 ) -> &mut Command {
-    // SAFETY: every caller (this crate's two) passes a closure made of plain system calls, which is what
+    // SAFETY: every caller (this crate's few) passes a closure made of plain system calls, which is what
     // is allowed in the child of a process with several threads.
     unsafe { command.pre_exec(step) }
 }

@@ -14,10 +14,23 @@ use crate::process::die_with_parent;
 use network::Network;
 use programs::Programs;
 
+mod claim;
+mod control_plane;
+mod fixture;
+mod handle;
 pub mod image;
+mod keeper;
+pub mod leftovers;
+pub mod lifecycle;
 pub mod network;
 pub mod pki;
 pub mod programs;
+mod supervisor;
+pub mod wire;
+
+pub use fixture::Fixture;
+pub use handle::{Cluster, Cut};
+pub use supervisor::Supervisor;
 
 /// Names the cluster in the environment of its processes, so that what is left of a cluster can be found.
 pub const MARK: &str = "FAIRLEAD_CLUSTER";

@@ -1,5 +1,7 @@
 //! `rig`: builds, boots and tests; what the Makefile calls.
 
+mod cluster;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -37,6 +39,8 @@ enum Verb {
     /// Boots the machine for a command
     #[command(subcommand)]
     Machine(MachineVerb),
+    /// A real Kubernetes cluster on this host
+    Cluster(cluster::Verbs),
     /// Process 1 of the machine
     #[command(hide = true)]
     GuestInit,
@@ -85,6 +89,7 @@ fn main() -> ExitCode {
         Verb::GuestTests { filter, binaries } => {
             suite::run_binaries(&binaries, filter.as_deref()).map(|()| ExitCode::SUCCESS)
         }
+        Verb::Cluster(verbs) => cluster::run(verbs),
         Verb::Machine(MachineVerb::Build) => {
             Machine::new(machine::Options::default()).map(|_| ExitCode::SUCCESS)
         }
