@@ -29,6 +29,7 @@ pub const RESOLV_CONF: &str = "/etc/kubernetes/resolv.conf";
 
 /// containerd's configuration. `sandbox` is the image that holds a pod's namespaces, `cni` the plugins' folder.
 pub fn containerd(sandbox: &str, cni: &Path) -> String {
+    let cni = cni.display().to_string();
     // imports: the host's own containerd has its files where ours would look for more
     // restrict_oom_score_adj: in a container, the rig may not lower it, and a pod asks for it
     format!(
