@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand, ValueEnum};
-use fairlead_e2e::cluster::node::{Kind, Spec};
+use fairlead_e2e::cluster::node::{Kind, Spec, Stock};
 use fairlead_e2e::cluster::{Cluster, Cut, lifecycle, programs};
 use fairlead_e2e::{packages, say};
 
@@ -24,7 +24,7 @@ pub struct Verbs {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Makes the programs ready, and starts nothing
+    /// Makes programs, images and disks ready, and starts nothing
     Build,
     /// Brings a cluster up, which runs until it is taken down
     Up {
@@ -119,7 +119,7 @@ pub fn run(verbs: Verbs) -> Result<ExitCode> {
     let attach = || Cluster::attach(&folder);
     match verbs.verb {
         Verb::Build => {
-            programs::ensure()?;
+            make(&[Kind::Machine, Kind::Namespace], &std::env::current_exe()?)?;
         }
         Verb::Up { machines, namespaces } => up(&folder, machines, namespaces)?,
         Verb::Down => down(&folder)?,
@@ -138,20 +138,25 @@ pub fn run(verbs: Verbs) -> Result<ExitCode> {
 
 fn up(folder: &Path, machines: usize, namespaces: usize) -> Result<()> {
     packages::ensure(&[packages::TOOLS])?;
-    // here, where it can be seen and interrupted, and not in the supervisor
-    if machines + namespaces > 0 {
-        programs::ensure()?
-    } else {
-        programs::control_plane()?
-    };
-    let start = Instant::now();
-    let cluster = lifecycle::up(folder, &std::env::current_exe()?)?;
-    say(format_args!("control plane up after {:.1} s", start.elapsed().as_secs_f32()));
+    let rig = std::env::current_exe()?;
     let kinds = iter::repeat_n(Kind::Machine, machines).chain(iter::repeat_n(Kind::Namespace, namespaces));
     let specs: Vec<_> = kinds.zip(1..).map(|(kind, n)| Spec::new(&format!("node{n}"), kind)).collect();
+    // here, where what it builds can be seen and interrupted, and not in the supervisor
+    make(&specs.iter().map(|spec| spec.kind).collect::<Vec<_>>(), &rig)?;
+    let start = Instant::now();
+    let cluster = lifecycle::up(folder, &rig)?;
+    say(format_args!("control plane up after {:.1} s", start.elapsed().as_secs_f32()));
     cluster.add_nodes(&specs)?;
     say(format_args!("cluster up after {:.1} s", start.elapsed().as_secs_f32()));
     status(&cluster)
+}
+
+/// Makes what a control plane and nodes of these kinds need, or finds it in the cache.
+fn make(kinds: &[Kind], rig: &Path) -> Result<()> {
+    if kinds.is_empty() {
+        return programs::control_plane().map(drop);
+    }
+    Stock::ensure(&programs::ensure()?, kinds, rig).map(drop)
 }
 
 fn down(folder: &Path) -> Result<()> {
