@@ -17,6 +17,18 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// An image needs no libraries that way, and the one target that every toolchain has will do.
 const STATIC: &str = "target.x86_64-unknown-linux-gnu.rustflags=[\"-C\",\"target-feature=+crt-static\"]";
 
+/// How the product is built: as it is released.
+const RELEASE: &[&str] = &["--release"];
+
+/// How the rig's own programs are built: they change with every change of the rig, and need not be fast.
+const QUICK: &[&str] = &[
+    "--profile=image",
+    "--config=profile.image.inherits=\"dev\"",
+    "--config=profile.image.opt-level=1",
+    "--config=profile.image.debug=false",
+    "--config=profile.image.strip=true",
+];
+
 /// Those of our programs that exist go into the image of the product.
 const PRODUCT: &[&str] = &["fairlead-operator", "fairlead-node-agent"];
 
@@ -104,18 +116,23 @@ fn with_shell(mut recipe: Recipe, busybox: &Path) -> Recipe {
 /// Builds the static programs, and returns where they are.
 fn build() -> Result<BTreeMap<String, PathBuf>> {
     let target = workspace()?.join("target/image");
+    say("building the programs of images (the first time, minutes)");
     let [product, traffic] = [
-        cargo(&target, &product_packages()?, "--bins")?,
-        cargo(&target, &[RIG.to_owned()], "--bin=traffic")?,
+        cargo(&target, RELEASE, &product_packages()?, "--bins")?,
+        cargo(&target, QUICK, &[RIG.to_owned()], "--bin=traffic")?,
     ];
     Ok(product.into_iter().chain(traffic).collect())
 }
 
-fn cargo(target: &Path, packages: &[String], programs: &str) -> Result<BTreeMap<String, PathBuf>> {
-    say(format_args!("building {} for images", packages.join(", ")));
+fn cargo(
+    target: &Path,
+    profile: &[&str],
+    packages: &[String],
+    programs: &str,
+) -> Result<BTreeMap<String, PathBuf>> {
     let target = target.display().to_string();
-    let mut args =
-        vec!["build", "--release", "--target", TARGET, "--target-dir", &target, "--config", STATIC];
+    let mut args = vec!["build", "--quiet", "--target", TARGET, "--target-dir", &target, "--config", STATIC];
+    args.extend(profile);
     args.extend(packages.iter().flat_map(|package| ["-p", package]));
     args.push(programs);
     executables(&suite::cargo(&args)?)

@@ -82,7 +82,7 @@ pub struct Spec {
 impl Spec {
     /// A node of the usual size.
     pub fn new(name: &str, kind: Kind) -> Self {
-        Self { name: name.to_owned(), kind, labels: BTreeMap::new(), cpus: 1, memory_mib: 1536 }
+        Self { name: name.to_owned(), kind, labels: BTreeMap::new(), cpus: 1, memory_mib: 1024 }
     }
 }
 
@@ -235,7 +235,10 @@ impl Node {
         let place = context.network.place(&spec.name)?;
         let group = (spec.kind == Kind::Namespace).then(|| group(context, spec));
         let sandbox = &stock.images.pause.reference;
-        let files = config::files(sandbox, cni, &context.pki.file("ca.crt"), group.as_deref());
+        let [certificate, key] = context.pki.node_server(&spec.name, place.address())?;
+        let ca = context.pki.file("ca.crt");
+        let certificates = config::Certificates { ca: &ca, certificate: &certificate, key: &key };
+        let files = config::files(sandbox, cni, certificates, group.as_deref());
         let kind = match group {
             None => prepare::Kind::Machine {
                 addresses: vec![
