@@ -12,6 +12,7 @@
 //! * [`machine`] boots a kernel that has IPVS and runs one command in it.
 //! * [`ns`] gives each test its own network of namespaces.
 //! * [`traffic`] holds the servers and clients that run in those namespaces.
+//! * [`session`] runs commands in a place that the rig has made.
 //! * [`suite`] builds the guest tests and runs them, in the machine or on this host.
 //! * [`packages`] installs the Debian packages that all this stands on.
 //!
@@ -23,6 +24,7 @@ pub mod machine;
 pub mod ns;
 pub mod packages;
 pub mod process;
+pub mod session;
 pub mod suite;
 pub mod traffic;
 

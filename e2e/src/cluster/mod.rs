@@ -1,6 +1,7 @@
 //! A real Kubernetes cluster: control plane and nodes of its own programs, on this host and nowhere else.
 //!
 //! * [`programs`] builds Kubernetes and a container runtime, once.
+//! * [`image`] makes the images of its pods.
 //! * [`network`] is the namespaces that it all runs in.
 
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ mod claim;
 mod control_plane;
 mod fixture;
 mod handle;
+pub mod image;
 mod keeper;
 pub mod leftovers;
 pub mod lifecycle;

@@ -44,6 +44,9 @@ enum Verb {
     /// Process 1 of the machine
     #[command(hide = true)]
     GuestInit,
+    /// What runs commands in the machine
+    #[command(hide = true)]
+    GuestServe,
     /// Runs test binaries in the machine
     #[command(hide = true)]
     GuestTests {
@@ -78,6 +81,7 @@ fn main() -> ExitCode {
     let verb = Args::parse().verb;
     let done = match verb {
         Verb::GuestInit => machine::guest::main(),
+        Verb::GuestServe => machine::guest::serve().map(|()| ExitCode::SUCCESS),
         Verb::Test { filter, host, timeout } => {
             let place = if host { suite::Place::Host } else { suite::Place::Machine };
             suite::run(place, filter.as_deref(), Duration::from_secs(timeout)).map(|()| ExitCode::SUCCESS)
