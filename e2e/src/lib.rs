@@ -8,6 +8,7 @@
 //! ```
 //!
 //! * [`cluster`] is a real Kubernetes cluster of such machines and namespaces.
+//! * [`installation`] is the product on such a cluster, as a user installs it; [`shop`] what it serves there.
 //! * [`agent`] is the agent under test, with its manifests.
 //! * [`machine`] boots a kernel that has IPVS and runs one command in it.
 //! * [`ns`] gives each test its own network of namespaces.
@@ -20,11 +21,13 @@
 
 pub mod agent;
 pub mod cluster;
+pub mod installation;
 pub mod machine;
 pub mod ns;
 pub mod packages;
 pub mod process;
 pub mod session;
+pub mod shop;
 pub mod suite;
 pub mod traffic;
 
