@@ -72,7 +72,9 @@ impl<'a> Installation<'a> {
 
 /// The user's ServiceNetwork with a spec, in YAML's flow style.
 pub fn service_network(spec: &str) -> String {
-    format!("{{apiVersion: fairlead.dev/v1alpha1, kind: ServiceNetwork, metadata: {{name: cluster}}, spec: {spec}}}")
+    format!(
+        "{{apiVersion: fairlead.dev/v1alpha1, kind: ServiceNetwork, metadata: {{name: cluster}}, spec: {spec}}}"
+    )
 }
 
 /// Waits until the ServiceNetwork is Ready for what it asks for now, and every node of `nodes` is updated.

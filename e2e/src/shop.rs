@@ -46,7 +46,9 @@ impl<'a> Shop<'a> {
         let service = cluster.get("-n shop service/web")?;
         let addresses = service["spec"]["clusterIPs"].as_array().into_iter().flatten();
         let cluster_ips: Vec<IpAddr> = addresses
-            .map(|address| address.as_str().unwrap_or_default().parse().context("a Service without addresses"))
+            .map(|address| {
+                address.as_str().unwrap_or_default().parse().context("a Service without addresses")
+            })
             .collect::<Result<_>>()?;
         let shop = Self { cluster, cluster_ips };
         for workload in ["deployment/web", "daemonset/pod", "daemonset/host"] {
@@ -80,12 +82,8 @@ impl<'a> Shop<'a> {
         let arguments =
             ["-n", NAMESPACE, "exec", &pod, "--", "/bin/traffic", "ask", &protocol, &to.to_string()];
         // it fails, with the answer printed, when nobody has answered
-        let output = self
-            .cluster
-            .kubectl_command()
-            .args(arguments)
-            .output()
-            .context("failed to start kubectl")?;
+        let output =
+            self.cluster.kubectl_command().args(arguments).output().context("failed to start kubectl")?;
         let printed = String::from_utf8_lossy(&output.stdout);
         serde_json::from_str(printed.trim()).with_context(|| {
             format!("kubectl exec in {pod} printed {printed:?}: {}", String::from_utf8_lossy(&output.stderr))
