@@ -28,7 +28,7 @@ use kube::Client;
 pub use self::{
     config::ConfigError,
     dial::Unreachable,
-    servers::{ApiServer, ApiServers, InvalidApiServer},
+    servers::{ApiServer, ApiServerList, ApiServers, InvalidApiServer},
 };
 
 /// How to reach the API server.

@@ -87,6 +87,19 @@ impl fmt::Display for ApiServer {
     }
 }
 
+/// A comma-separated list of API servers, as options and environment variables hold it; may be empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ApiServerList(pub Vec<ApiServer>);
+
+impl FromStr for ApiServerList {
+    type Err = InvalidApiServer;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+        parts.map(str::parse).collect::<Result<_, _>>().map(Self)
+    }
+}
+
 /// The API servers that a client dials. Clones share one list.
 ///
 /// Configured addresses come before learned ones. The one that answered last is dialled first, until it
@@ -185,6 +198,14 @@ mod tests {
             let error = text.parse::<ApiServer>().unwrap_err().to_string();
             assert!(error.contains(problem) && error.ends_with("write it as https://HOST:PORT"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_list_is_separated_by_commas_and_may_be_empty() {
+        let list = |text: &str| text.parse::<ApiServerList>().unwrap().0;
+        assert_eq!(list(" "), []);
+        let two = servers(&["https://192.0.2.1:6443", "https://192.0.2.2:6443"]);
+        assert_eq!(list("https://192.0.2.1:6443, https://192.0.2.2:6443,"), two);
     }
 
     #[test]
