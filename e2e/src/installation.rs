@@ -48,6 +48,17 @@ impl<'a> Installation<'a> {
         Ok(Self { cluster, folder: folder.to_owned() })
     }
 
+    /// Adds addresses of the API server to the first setting.
+    pub fn add_api_servers(&self, more: &[String]) -> Result<()> {
+        let file = self.folder.join(SETTINGS);
+        let settings =
+            fs::read_to_string(&file).with_context(|| format!("failed to read {}", file.display()))?;
+        let first = self.cluster.describe()?.api_server;
+        let all = [&[first.clone()], more].concat().join(",");
+        let settings = settings.replace(&format!("SERVERS={first}\n"), &format!("SERVERS={all}\n"));
+        fs::write(&file, settings).with_context(|| format!("failed to write {}", file.display()))
+    }
+
     /// The two commands: CRDs, then the rest.
     pub fn apply(&self) -> Result<()> {
         self.kustomize("apply", "crds")?;
