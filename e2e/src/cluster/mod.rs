@@ -1,6 +1,7 @@
 //! A real Kubernetes cluster: control plane and nodes of its own programs, on this host and nowhere else.
 //!
 //! * [`programs`] builds Kubernetes and a container runtime, once.
+//! * [`image`] makes the images of its pods.
 //! * [`network`] is the namespaces that it all runs in.
 
 use std::path::PathBuf;
@@ -13,9 +14,23 @@ use crate::process::die_with_parent;
 use network::Network;
 use programs::Programs;
 
+mod claim;
+mod control_plane;
+mod fixture;
+mod handle;
+pub mod image;
+mod keeper;
+pub mod leftovers;
+pub mod lifecycle;
 pub mod network;
 pub mod pki;
 pub mod programs;
+mod supervisor;
+pub mod wire;
+
+pub use fixture::Fixture;
+pub use handle::{Cluster, Cut};
+pub use supervisor::Supervisor;
 
 /// Names the cluster in the environment of its processes, so that what is left of a cluster can be found.
 pub const MARK: &str = "FAIRLEAD_CLUSTER";
