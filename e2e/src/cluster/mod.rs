@@ -1,6 +1,7 @@
 //! A real Kubernetes cluster: control plane and nodes of its own programs, on this host and nowhere else.
 //!
 //! * [`programs`] builds Kubernetes and a container runtime, once.
+//! * [`node`] is a kubelet and a containerd in a machine or in namespaces.
 //! * [`image`] makes the images of its pods.
 //! * [`network`] is the namespaces that it all runs in.
 
@@ -23,6 +24,7 @@ mod keeper;
 pub mod leftovers;
 pub mod lifecycle;
 pub mod network;
+pub mod node;
 pub mod pki;
 pub mod programs;
 mod supervisor;
