@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// Everything a node agent is configured by. Unknown fields are refused: an agent that is older
 /// than its config keeps the last one it understood.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NodeAgentConfig {
     /// How Services are programmed.
@@ -15,7 +15,7 @@ pub struct NodeAgentConfig {
 }
 
 /// The service proxy of a node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ProxyConfig {
     /// The dataplane that carries Services.
@@ -27,7 +27,7 @@ pub struct ProxyConfig {
 }
 
 /// Settings of the IPVS dataplane.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct IpvsConfig {
     /// Scheduler of virtual servers whose Service names none.
@@ -37,23 +37,27 @@ pub struct IpvsConfig {
     /// How long a removed TCP backend keeps its connections, counted from the moment its endpoint
     /// has left every EndpointSlice.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub drain_timeout: Duration,
     /// What to do where a NetworkPolicy engine filters in the forward path, which IPVS bypasses.
     pub policy_engine: PolicyEngine,
 }
 
 /// IPVS connection timeouts (`ipvsadm --set`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct IpvsTimeouts {
     /// Idle time of an established TCP connection.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub tcp: Duration,
     /// Time after a FIN.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub tcp_fin: Duration,
     /// Idle time of a UDP flow.
     #[serde(with = "crate::duration")]
+    #[schemars(with = "String")]
     pub udp: Duration,
 }
 

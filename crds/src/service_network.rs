@@ -4,13 +4,16 @@
 //! the rest. Nothing is defaulted here: an omitted field stays omitted, and `render` decides it.
 //! The doc comments of fields are what `kubectl explain` prints.
 
+#![allow(clippy::duplicated_attributes, reason = "every printer column has attributes of its own")]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{CustomResource, KubeSchema, Resource};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 
 use crate::{
     config::{PolicyEngine, ProxyMode, Scheduler},
     duration::{self, Limits},
+    status::ServiceNetworkStatus,
 };
 
 /// The only name that a `ServiceNetwork` may have.
@@ -41,13 +44,52 @@ pub(crate) const DRAIN_TIMEOUT: Limits = Limits::seconds(0, 3600);
     shortname = "svcnet",
     category = "networking",
     derive = "PartialEq",
+    status = "ServiceNetworkStatus",
     doc = "The service network of a cluster: how its nodes carry traffic to Services. There is one, and its name is cluster.",
     validation = Rule::new(format!("self.metadata.name == '{NAME}'")).message(format!("metadata.name {NAME_MESSAGE}").as_str()),
     printcolumn(
         name = "Mode",
         type_ = "string",
-        json_path = ".spec.proxy.mode",
-        description = "The dataplane that was asked for; empty where Fairlead chooses."
+        json_path = ".status.effective.proxy.mode",
+        description = "The dataplane in effect where nothing rules it out."
+    ),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status",
+        description = "Whether what was asked for holds."
+    ),
+    printcolumn(
+        name = "Updated",
+        type_ = "integer",
+        json_path = ".status.nodes.updated",
+        description = "Nodes that have programmed it."
+    ),
+    printcolumn(
+        name = "Nodes",
+        type_ = "integer",
+        json_path = ".status.nodes.total",
+        description = "Nodes of the cluster."
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
+        description = "Why, in a word."
+    ),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        priority = 1,
+        json_path = ".status.conditions[?(@.type==\"Ready\")].message",
+        description = "Why, with numbers, and what to do."
+    ),
+    printcolumn(
+        name = "Version",
+        type_ = "string",
+        priority = 1,
+        json_path = ".status.version",
+        description = "The version of Fairlead on every node."
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
@@ -170,19 +212,22 @@ struct StrictRoot {
     kind: String,
     metadata: ObjectMeta,
     spec: ServiceNetworkSpec,
+    // As `kubectl get -o yaml` prints it; a file has nothing to say about it.
+    #[serde(default, rename = "status")]
+    _status: IgnoredAny,
 }
 
 impl TryFrom<StrictRoot> for ServiceNetworkManifest {
     type Error = String;
 
     fn try_from(root: StrictRoot) -> Result<Self, Self::Error> {
-        let StrictRoot { api_version, kind, metadata, spec } = root;
+        let StrictRoot { api_version, kind, metadata, spec, _status } = root;
         let (want_version, want_kind) = (ServiceNetwork::api_version(&()), ServiceNetwork::kind(&()));
         if api_version != want_version || kind != want_kind {
             return Err(format!(
                 "apiVersion and kind must be {want_version} and {want_kind}, not {api_version:?} and {kind:?}"
             ));
         }
-        Ok(Self(ServiceNetwork { metadata, spec }))
+        Ok(Self(ServiceNetwork { metadata, spec, status: None }))
     }
 }

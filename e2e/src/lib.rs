@@ -7,6 +7,7 @@
 //!                                       traffic (servers and clients in them) <────┘
 //! ```
 //!
+//! * [`cluster`] is a real Kubernetes cluster of such machines and namespaces.
 //! * [`agent`] is the agent under test, with its manifests.
 //! * [`machine`] boots a kernel that has IPVS and runs one command in it.
 //! * [`ns`] gives each test its own network of namespaces.
@@ -17,6 +18,7 @@
 //! The rig drives the programs of the product from outside; it never links their logic.
 
 pub mod agent;
+pub mod cluster;
 pub mod machine;
 pub mod ns;
 pub mod packages;

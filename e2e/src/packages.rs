@@ -1,4 +1,5 @@
-//! The Debian packages the rig stands on: looked for by their programs, installed with apt when missing.
+//! The Debian packages the rig stands on: looked for by their programs (libraries: by their pkg-config files),
+//! installed with apt when missing.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::process::output_of;
 use crate::say;
 
-/// A program and the Debian package that brings it.
+/// A program, or a library as `NAME.pc`, and the Debian package that brings it.
 type Program = (&'static str, &'static str);
 
 /// What builds and boots the machine.
@@ -27,6 +28,12 @@ pub const TOOLS: &[Program] = &[
     ("conntrack", "conntrack"),
     ("modprobe", "kmod"),
 ];
+
+/// What go calls when it builds the programs of a cluster.
+pub const BUILD_GO: &[Program] = &[("gcc", "gcc")];
+
+/// What runc is linked with.
+pub const BUILD_RUNC: &[Program] = &[("pkg-config", "pkg-config"), ("libseccomp.pc", "libseccomp-dev")];
 
 /// Installs what is missing of `wanted`, and says so.
 pub fn ensure(wanted: &[&[Program]]) -> Result<()> {
@@ -73,7 +80,16 @@ pub fn find(program: &str) -> Option<PathBuf> {
 
 /// The packages that are missing of `wanted`.
 pub fn missing_of(wanted: &[&[Program]]) -> Vec<&'static str> {
-    missing(wanted, |program| find(program).is_some())
+    missing(wanted, |wanted| match wanted.strip_suffix(".pc") {
+        Some(library) => has_library(library),
+        None => find(wanted).is_some(),
+    })
+}
+
+/// Whether a library's headers are there, which is when pkg-config knows it.
+fn has_library(name: &str) -> bool {
+    find("pkg-config")
+        .is_some_and(|program| output_of(Command::new(program).args(["--exists", name])).is_ok())
 }
 
 fn is_executable(file: &Path) -> bool {
@@ -122,6 +138,11 @@ mod tests {
     #[test]
     fn nothing_is_missing_when_every_program_is_there() {
         assert!(missing(&[MACHINE, TOOLS], |_| true).is_empty());
+    }
+
+    #[test]
+    fn a_library_without_headers_is_missing() {
+        assert_eq!(missing_of(&[&[("no-such-library-of-fairlead.pc", "libnone-dev")]]), ["libnone-dev"]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Writes the CRD into `crds/`, or with `--check` says whether the one there is what it would write.
+//! Writes the CRDs into `crds/`, or with `--check` says whether those there are what it would write.
 
 use std::{
     env, fs, io,
@@ -6,16 +6,17 @@ use std::{
     process::ExitCode,
 };
 
-use fairlead_crds::ServiceNetwork;
+use fairlead_crds::{ServiceNetwork, ServiceNetworkNode};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 use serde_json::Value;
 
-const FILE: &str = "fairlead.dev_servicenetworks.yaml";
 const USAGE: &str = "usage: crdgen [--check]
 
-Writes the CustomResourceDefinition of ServiceNetwork into the folder crds/ of the repository.
+Writes the CustomResourceDefinitions of ServiceNetwork and ServiceNetworkNode into the folder crds/ of
+the repository.
 
-  --check  write nothing; fail when the file is not what would be written";
+  --check  write nothing; fail when a file is not what would be written";
 
 #[derive(Debug, thiserror::Error)]
 enum CrdgenError {
@@ -46,8 +47,9 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(FILE);
-    match run(path, check) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let crds = [ServiceNetwork::crd(), ServiceNetworkNode::crd()];
+    match crds.iter().try_for_each(|crd| run(folder, crd, check)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("crdgen: {}", with_sources(&error));
@@ -63,8 +65,14 @@ fn with_sources(error: &dyn std::error::Error) -> String {
         .join(": ")
 }
 
-fn run(path: PathBuf, check: bool) -> Result<(), CrdgenError> {
-    let yaml = generate()?;
+/// As controller-gen names its files.
+fn file(crd: &CustomResourceDefinition) -> String {
+    format!("{}_{}.yaml", crd.spec.group, crd.spec.names.plural)
+}
+
+fn run(folder: &Path, crd: &CustomResourceDefinition, check: bool) -> Result<(), CrdgenError> {
+    let path = folder.join(file(crd));
+    let yaml = generate(crd)?;
     refuse_defaults(&yaml)?;
     if !check {
         return fs::write(&path, yaml).map_err(|source| CrdgenError::Write { path, source });
@@ -76,8 +84,8 @@ fn run(path: PathBuf, check: bool) -> Result<(), CrdgenError> {
     if present == yaml { Ok(()) } else { Err(CrdgenError::Stale { path }) }
 }
 
-fn generate() -> Result<String, CrdgenError> {
-    let mut crd = serde_json::to_value(ServiceNetwork::crd())?;
+fn generate(crd: &CustomResourceDefinition) -> Result<String, CrdgenError> {
+    let mut crd = serde_json::to_value(crd)?;
     tidy(&mut crd);
     let yaml = serde_saphyr::to_string(&crd)?;
     Ok(format!("# Written by `make generate` from the types in crds/src. Do not edit.\n{yaml}"))
@@ -120,18 +128,19 @@ mod tests {
     #[test]
     fn check_passes_on_what_was_written_and_fails_once_it_differs() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(FILE);
-        assert!(matches!(run(path.clone(), true), Err(CrdgenError::Read { .. })));
-        run(path.clone(), false).unwrap();
-        run(path.clone(), true).unwrap();
+        let crd = ServiceNetwork::crd();
+        let path = folder.path().join("fairlead.dev_servicenetworks.yaml");
+        assert!(matches!(run(folder.path(), &crd, true), Err(CrdgenError::Read { .. })));
+        run(folder.path(), &crd, false).unwrap();
+        run(folder.path(), &crd, true).unwrap();
         let edited = fs::read_to_string(&path).unwrap().replace("IPVS", "IPTables");
         fs::write(&path, edited).unwrap();
-        assert!(matches!(run(path, true), Err(CrdgenError::Stale { .. })));
+        assert!(matches!(run(folder.path(), &crd, true), Err(CrdgenError::Stale { .. })));
     }
 
     #[test]
     fn a_default_is_refused_with_its_line() {
-        let yaml = generate().unwrap().replacen("maximum: ", "default: ", 1);
+        let yaml = generate(&ServiceNetwork::crd()).unwrap().replacen("maximum: ", "default: ", 1);
         assert!(matches!(refuse_defaults(&yaml), Err(CrdgenError::Default { .. })));
     }
 }

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"context"
 	"github.com/spf13/cobra"
 	"go.etcd.io/etcd/server/v3/etcdmain"
 	"k8s.io/component-base/cli"

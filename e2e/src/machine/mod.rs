@@ -14,7 +14,7 @@
 //! The modules that are under test (ip_vs, its schedulers, br_netfilter) are there, but not loaded.
 
 mod accel;
-mod cache;
+pub mod cache;
 mod cpio;
 pub mod guest;
 mod image;

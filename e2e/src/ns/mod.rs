@@ -54,6 +54,13 @@ impl Namespace {
         Ok(namespace)
     }
 
+    /// The namespace behind a path, such as [`Self::path`] of another process.
+    pub fn open(name: &str, path: &str) -> Result<Self> {
+        let file =
+            File::open(path).with_context(|| format!("failed to open the namespace {name} at {path}"))?;
+        Ok(Self { name: name.to_owned(), fd: Arc::new(file.into()) })
+    }
+
     /// The namespace's name in messages.
     pub fn name(&self) -> &str {
         &self.name

@@ -20,7 +20,7 @@ pub struct Process {
 
 impl Process {
     /// Starts `command`, appending what it prints to `<name>.log` in `logs`: a restarted program goes on in its log.
-    pub(super) fn start(name: &str, command: &mut Command, logs: &Path) -> Result<Self> {
+    pub(crate) fn start(name: &str, command: &mut Command, logs: &Path) -> Result<Self> {
         let log = logs.join(format!("{name}.log"));
         let output = File::options().create(true).append(true).open(&log)?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
