@@ -97,7 +97,9 @@ pub fn serve(folder: &Path) -> Result<()> {
         }
     });
     let place = folder.to_owned();
-    thread::spawn(move || sender.send(Event::Started(Supervisor::start(&place))));
+    thread::spawn(move || {
+        sender.send(Event::Started(Supervisor::start(&place, Some(Path::new("/proc/self/exe")))))
+    });
     let mut up = None;
     for event in events {
         match event {
