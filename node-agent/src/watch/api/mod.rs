@@ -34,7 +34,11 @@ use self::{
     kind::KindHandler,
     lean::{Kind, Lean},
 };
-pub use self::{kind::api_servers, own::OwnNode, revision::Verdict};
+pub use self::{
+    kind::api_servers,
+    own::OwnNode,
+    revision::{RefusalReason, Verdict},
+};
 use super::{Change, Configured, SourceError, SourceHealth, status::KindStatus};
 
 /// What the model is built from. `Synced` waits for all of them.
