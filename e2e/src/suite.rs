@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::machine::{self, Machine};
+use crate::process::output_of;
 use crate::{ns, packages, say};
 
 /// Names the agent's program to the guest tests.
@@ -86,18 +87,12 @@ impl Built {
     fn make() -> Result<Self> {
         let start = Instant::now();
         let mut built = Self::default();
-        built.add(&cargo(&[
-            "test",
-            "--no-run",
-            "-p",
-            "fairlead-e2e",
-            "-p",
-            AGENT_CRATE,
-            "--features",
-            "fairlead-e2e/machine,fairlead-node-agent/machine",
-            "--test",
-            "*",
-        ])?)?;
+        // `--test '*'` would ask for the tests of other features too
+        let tests: Vec<_> = guest_tests()?.iter().map(|name| format!("--test={name}")).collect();
+        let features = "--features=fairlead-e2e/machine,fairlead-node-agent/machine";
+        let mut args = vec!["test", "--no-run", "-p", "fairlead-e2e", "-p", AGENT_CRATE, features];
+        args.extend(tests.iter().map(String::as_str));
+        built.add(&cargo(&args)?)?;
         built.add(&cargo(&["build", "-p", AGENT_CRATE, "--bins"])?)?;
         say(format_args!("guest tests built in {:.1} s", start.elapsed().as_secs_f32()));
         if built.tests.is_empty() {
@@ -111,13 +106,39 @@ impl Built {
         for line in messages.lines().filter(|line| line.starts_with('{')) {
             let message: Message = serde_json::from_str(line).context("failed to read a message of cargo")?;
             let (Some(program), Some(target)) = (message.executable, message.target) else { continue };
-            if target.kind.iter().any(|kind| kind == "test") {
+            if target.is_test() {
                 self.tests.push(program);
             } else if target.name == AGENT_PROGRAM {
                 self.agent = Some(program);
             }
         }
         Ok(())
+    }
+}
+
+/// The tests that belong in the machine: those that require its feature.
+fn guest_tests() -> Result<Vec<String>> {
+    let metadata = output_of(cargo_program().args(["metadata", "--no-deps", "--format-version=1"]))?;
+    let metadata: Metadata = serde_json::from_str(&metadata).context("failed to read cargo's metadata")?;
+    Ok(metadata.tests_of("machine"))
+}
+
+/// What cargo knows of the workspace.
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    targets: Vec<Target>,
+}
+
+impl Metadata {
+    fn tests_of(self, feature: &str) -> Vec<String> {
+        let targets = self.packages.into_iter().flat_map(|package| package.targets);
+        let tests = targets.filter(|target| target.required_features.iter().any(|name| name == feature));
+        tests.filter(Target::is_test).map(|target| target.name).collect()
     }
 }
 
@@ -131,13 +152,26 @@ struct Message {
 struct Target {
     kind: Vec<String>,
     name: String,
+    #[serde(default, rename = "required-features")]
+    required_features: Vec<String>,
+}
+
+impl Target {
+    fn is_test(&self) -> bool {
+        self.kind.iter().any(|kind| kind == "test")
+    }
+}
+
+fn cargo_program() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(FOLDER);
+    command
 }
 
 /// Runs cargo and returns its messages, a line of JSON each.
 pub fn cargo(args: &[&str]) -> Result<String> {
-    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(program);
-    command.args(args).arg("--message-format=json-render-diagnostics").current_dir(FOLDER);
+    let mut command = cargo_program();
+    command.args(args).arg("--message-format=json-render-diagnostics");
     let output = command.stderr(Stdio::inherit()).output().context("failed to start cargo")?;
     if !output.status.success() {
         bail!("`{}` failed ({})", crate::process::shown(&command), output.status);
@@ -240,6 +274,17 @@ mod tests {
     #[test]
     fn an_ignored_test_is_a_failure() {
         assert!(Counts { passed: 3, failed: 0, ignored: 1 }.verdict(None).is_err());
+    }
+
+    #[test]
+    fn the_guest_tests_are_those_of_the_machines_feature() {
+        let metadata = r#"{"packages":[
+            {"targets":[{"kind":["lib"],"name":"agent"},{"kind":["test"],"name":"nft","required-features":["machine"]}]},
+            {"targets":[{"kind":["test"],"name":"plane","required-features":["cluster"]},
+                        {"kind":["test"],"name":"golden"}]}]}"#;
+        let metadata: Metadata = serde_json::from_str(metadata).unwrap();
+        assert_eq!(metadata.tests_of("machine"), ["nft"]);
+        assert!(guest_tests().unwrap().contains(&"rig_self".to_owned()));
     }
 
     #[test]

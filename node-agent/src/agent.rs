@@ -52,7 +52,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 /// What the loop waits for.
 #[derive(Debug)]
 pub enum Input {
-    /// The source says so.
+    /// The source says so. Without changes: look at its health.
     Changes(Vec<Change>),
     /// Somebody else changed the kernel.
     Drift(Drift),
@@ -163,6 +163,9 @@ impl Agent {
     }
 
     fn take_in(&mut self, changes: Vec<Change>) {
+        if changes.is_empty() {
+            return;
+        }
         for change in changes {
             match &change {
                 Change::Service(_) | Change::ServiceGone(_) => {

@@ -5,6 +5,7 @@
 //! ```
 
 pub mod agent;
+pub mod backoff;
 pub mod bring_up;
 pub mod cli;
 pub mod commands;

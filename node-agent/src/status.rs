@@ -14,7 +14,7 @@ use crate::{
     dataplane::{reconciler::Totals, table::Counts},
     ipvs::VirtualServerKey,
     model::ServicePortName,
-    watch::SourceStatus,
+    watch::{SourceError, SourceStatus},
 };
 
 /// The agent as of its last round.
@@ -68,8 +68,9 @@ impl Dataplane {
         if let Some(Refused { reason, message }) = &self.refused {
             push(reason, message.clone());
         }
-        for error in &self.source.errors {
-            push("BrokenManifest", error.to_string());
+        // An object that the API server let through is one of many: it must not hold up the node.
+        for error in self.source.errors.iter().filter(|error| !matches!(error, SourceError::Object { .. })) {
+            push(error.reason(), error.to_string());
         }
         if !self.source.synced {
             push("NotSynced", "not every object has been read yet".to_owned());

@@ -1,6 +1,8 @@
 //! A real Kubernetes cluster: control plane and nodes of its own programs, on this host and nowhere else.
 //!
 //! * [`programs`] builds Kubernetes and a container runtime, once.
+//! * [`node`] is a kubelet and a containerd in a machine or in namespaces.
+//! * [`image`] makes the images of its pods.
 //! * [`network`] is the namespaces that it all runs in.
 
 use std::path::PathBuf;
@@ -13,9 +15,24 @@ use crate::process::die_with_parent;
 use network::Network;
 use programs::Programs;
 
+mod claim;
+mod control_plane;
+mod fixture;
+mod handle;
+pub mod image;
+mod keeper;
+pub mod leftovers;
+pub mod lifecycle;
 pub mod network;
+pub mod node;
 pub mod pki;
 pub mod programs;
+mod supervisor;
+pub mod wire;
+
+pub use fixture::Fixture;
+pub use handle::{Cluster, Cut};
+pub use supervisor::Supervisor;
 
 /// Names the cluster in the environment of its processes, so that what is left of a cluster can be found.
 pub const MARK: &str = "FAIRLEAD_CLUSTER";

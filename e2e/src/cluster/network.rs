@@ -17,12 +17,14 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 
-use crate::ns::{Address, Namespace};
+use super::control_plane::API_SERVER_PORT;
+use crate::ns::{self, Address, Namespace};
 use crate::process::output_of;
 
 /// The prefix length of a subnet's IPv4 addresses.
@@ -59,6 +61,11 @@ impl Subnet {
     /// This host.
     pub fn host(self) -> Address {
         self.address(HOST)
+    }
+
+    /// The URL of the API server.
+    pub fn api_server(self) -> String {
+        format!("https://{}:{API_SERVER_PORT}", self.control_plane().v4)
     }
 
     /// The host's device in the subnet.
@@ -121,12 +128,14 @@ pub struct Network {
 }
 
 impl Network {
-    /// Makes the network, in the first subnet that is free on this host.
-    pub fn new() -> Result<Self> {
+    /// Makes the network of the cluster `id`, in the first subnet that is free on this host.
+    pub fn new(id: &str) -> Result<Self> {
         let router = Namespace::new("router")?;
         let client = Namespace::new("client")?;
         let subnet = claim(&router)?;
         let network = Self { router, client, subnet, places: Mutex::default() };
+        // tells whose it is, should it ever be left
+        on_host(&format!("link set {} alias {id}", subnet.host_device()))?;
         network.wire()?;
         Ok(network)
     }
@@ -138,7 +147,7 @@ impl Network {
 
     /// The place of a node: the same each time it is asked for.
     pub fn place(&self, node: &str) -> Result<Place> {
-        let mut places = self.places.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = places.get(node) {
             return Ok(*place);
         }
@@ -151,7 +160,7 @@ impl Network {
 
     /// Forgets a node that is gone for good: its place is free, the routes to its pods are removed.
     pub fn remove(&self, node: &str) -> Result<()> {
-        let removed = self.places.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(node);
+        let removed = self.places.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
         let Some(place) = removed else { return Ok(()) };
         self.delete_port(place)?;
         let [v4, v6] = place.address().both();
@@ -198,13 +207,18 @@ impl Network {
         self.router.ip(&lines)
     }
 
+    /// Kills whatever still runs in the router's and the client's namespace.
+    pub fn end_processes(&self) -> Result<()> {
+        ns::end_processes(&[&self.router, &self.client])
+    }
+
     fn delete_port(&self, place: Place) -> Result<()> {
         let port = place.port();
         let listing = self.router.output("ip -o link show")?;
-        match listing.contains(&format!(" {port}:")) || listing.contains(&format!(" {port}@")) {
-            true => self.router.ip(&[format!("link delete {port}")]),
-            false => Ok(()),
+        if listing.contains(&format!(" {port}:")) || listing.contains(&format!(" {port}@")) {
+            self.router.ip(&[format!("link delete {port}")])?;
         }
+        Ok(())
     }
 
     fn wire(&self) -> Result<()> {
@@ -239,10 +253,10 @@ impl Network {
 fn claim(router: &Namespace) -> Result<Subnet> {
     for number in NUMBERS {
         let subnet = Subnet(number);
-        let routes =
-            output_of(Command::new("ip").args(["route", "show", "root", &format!("10.89.{number}.0/24")]))?;
         let device = subnet.host_device();
-        if !routes.trim().is_empty() || std::path::Path::new("/sys/class/net").join(&device).exists() {
+        let range = format!("10.89.{number}.0/24");
+        let known = output_of(Command::new("ip").args(["route", "show", "root", &range]))?;
+        if !known.trim().is_empty() || Path::new("/sys/class/net").join(&device).exists() {
             continue;
         }
         let link = format!("link add {device} type veth peer name host netns {}", router.path());

@@ -49,8 +49,7 @@ impl Pki {
         let ca = Authority::make(folder, "ca", "kubernetes-ca")?;
         let front_proxy = Authority::make(folder, "front-proxy-ca", "front-proxy-ca")?;
         let control_plane = subnet.control_plane();
-        let pki =
-            Self { folder: folder.to_owned(), api_server: format!("https://{}:6443", control_plane.v4), ca };
+        let pki = Self { folder: folder.to_owned(), api_server: subnet.api_server(), ca };
 
         let localhost = [IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];
         let addresses = [localhost, control_plane.both(), service.both()].concat();

@@ -60,6 +60,16 @@ impl Programs {
         [&self.assets, &Some(self.kubernetes.clone()), &self.node].into_iter().flatten().cloned().collect()
     }
 
+    /// The programs that a node runs: kubelet, and all of its folder.
+    pub fn node_files(&self) -> Result<Vec<PathBuf>> {
+        let folder = self.node_folder()?;
+        let entries = fs::read_dir(folder).with_context(|| format!("failed to list {}", folder.display()))?;
+        let mut files = vec![self.path("kubelet")?];
+        files.extend(entries.filter_map(Result::ok).map(|entry| entry.path()));
+        files.sort();
+        Ok(files)
+    }
+
     /// The folder of containerd, its shim, ctr, runc and the CNI plugins.
     pub fn node_folder(&self) -> Result<&Path> {
         self.node.as_deref().context("the programs of a node are not built here: use programs::ensure")
@@ -163,10 +173,16 @@ fn build_kubernetes(module: &Module, dir: &Path, version: &str, flags: &str) -> 
 fn build_node(module: &Module, dir: &Path) -> Result<()> {
     packages::ensure(&[packages::BUILD_GO, packages::BUILD_RUNC])?;
     say("building containerd, runc and the CNI plugins (once, a minute)");
+    let tools = output_of(Command::new(&module.go).args(["list", "tool"]).current_dir(&module.folder))?;
     let mut to = dir.as_os_str().to_owned();
     to.push("/"); // several programs go into a folder
-    module.build(Path::new(&to), false, &["-ldflags", "-s -w", "tool"])?;
-    // without libseccomp, which needs cgo, runc refuses the profile that containerd gives every container
+    let static_tools = tools.lines().filter(|tool| *tool != RUNC);
+    module.build(
+        Path::new(&to),
+        false,
+        &["-ldflags", "-s -w"].into_iter().chain(static_tools).collect::<Vec<_>>(),
+    )?;
+    // runc enters namespaces in C, and without libseccomp refuses the profile that containerd gives each container
     module.build(&dir.join("runc"), true, &["-ldflags", "-s -w", "-tags", "seccomp", RUNC])
 }
 

@@ -1,15 +1,14 @@
-//! A machine with a real IPVS kernel, started to run one command as root.
+//! Machines with a real IPVS kernel: one command in one boot, or a machine that stays.
 //!
 //! ```text
 //!   rig (host)                                     machine (QEMU: KVM where it boots, else TCG)
 //!   image: kernel, initramfs, modules  ─────────>  initramfs: the host's root (9p, read-only) + a layer in memory
-//!   job: argv, env, cwd                ─────────>  guest: loads modules, runs the command
-//!   stdout, stderr, exit code          <─────────  virtio-serial port
+//!   session (crate::session)           <────────>  guest, over a virtio-serial port: loads modules, runs commands
 //!   console log, shown when it fails   <─────────  kernel messages on a serial line
 //! ```
 //!
-//! The machine sees every file of the host under its own path and changes none. It has no network. It ends with its
-//! command, with its time limit, or with the rig, whichever comes first.
+//! A machine sees every file of the host under its own path and changes none. It has the disks and the network card
+//! it is given, by default none. It ends when it is told to, or with the rig, whichever comes first.
 //!
 //! The modules that are under test (ip_vs, its schedulers, br_netfilter) are there, but not loaded.
 
@@ -19,24 +18,29 @@ mod cpio;
 pub mod guest;
 mod image;
 mod qemu;
-mod wire;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
+use crate::ns::Namespace;
 use crate::say;
+use crate::session::serve::Preparation;
+use crate::session::{self, Event, Session};
 use accel::Accel;
 use image::Image;
 use qemu::Qemu;
-use wire::{Frame, Job};
+
+pub use crate::session::ExitStatus;
 
 /// From the start of QEMU to the start of the command; TCG on a busy host takes half a minute at times.
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
+
+/// The name of a machine that is there for one command.
+const HOSTNAME: &str = "fairlead-machine";
 
 /// The size of a machine.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +57,41 @@ impl Default for Options {
     }
 }
 
+/// What a machine is made of.
+#[derive(Debug, Clone, Default)]
+pub struct Hardware {
+    /// Its size.
+    pub options: Options,
+    /// Its disks.
+    pub disks: Vec<Disk>,
+    /// Its network card, `eth0`.
+    pub nic: Option<Nic>,
+    /// The environment of its process on this host.
+    pub env: BTreeMap<String, String>,
+}
+
+/// A disk.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    /// The machine finds it as `/dev/disk/by-id`, or by its `serial` in sysfs; a word.
+    pub serial: String,
+    /// Its content, which stays as it is.
+    pub file: PathBuf,
+    /// Whether the machine may write; what it writes is gone with it.
+    pub writable: bool,
+}
+
+/// A network card, on a tap device.
+#[derive(Debug, Clone)]
+pub struct Nic {
+    /// The namespace of the tap device.
+    pub namespace: Namespace,
+    /// The tap device.
+    pub device: String,
+    /// The card's address.
+    pub mac: String,
+}
+
 /// A command for the machine.
 #[derive(Debug, Clone)]
 pub struct Command {
@@ -66,61 +105,70 @@ pub struct Command {
     pub timeout: Duration,
 }
 
-/// How a command in the machine ended: its exit code, or 128 + n for signal n.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ExitStatus(pub i32);
-
-impl ExitStatus {
-    /// Whether the command ended with 0.
-    pub fn success(self) -> bool {
-        self.0 == 0
-    }
-}
-
-impl fmt::Display for ExitStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            code @ 129.. => write!(f, "signal {}", code - 128),
-            code => write!(f, "exit code {code}"),
-        }
-    }
-}
-
-/// A machine that can be booted, once for each command.
+/// Machines of one kernel, to be booted.
 #[derive(Debug)]
 pub struct Machine {
     options: Options,
+    kernel: Kernel,
+}
+
+/// What all machines boot.
+#[derive(Debug)]
+struct Kernel {
     image: Image,
+    accel: Accel,
+    /// The rig's program.
+    rig: PathBuf,
 }
 
 impl Machine {
-    /// Makes sure that packages, kernel and initramfs are there.
+    /// Makes sure that packages, kernel and initramfs are there, and that KVM has been tried. This is the rig's program.
     pub fn new(options: Options) -> Result<Self> {
-        Ok(Self { options, image: image::ensure()? })
+        Self::of_program(options, Path::new("/proc/self/exe"))
+    }
+
+    /// As [`Self::new`], in a program that is not the rig's.
+    pub fn of_program(options: Options, rig: &Path) -> Result<Self> {
+        let mut kernel = Kernel { image: image::ensure()?, accel: Accel::Kvm, rig: rig.to_owned() };
+        kernel.accel = accel::choose(&kernel.image.key, |limit| {
+            let hardware = Hardware { options, ..Hardware::default() };
+            cache::scratch()
+                .is_ok_and(|folder| kernel.start(&hardware, folder.path(), HOSTNAME, limit).is_ok())
+        })?;
+        Ok(Self { options, kernel })
+    }
+
+    /// Boots a machine, with its files (the rig's program, console, what QEMU says) in `folder`.
+    pub fn boot(&self, hardware: &Hardware, folder: &Path, hostname: &str) -> Result<Booted> {
+        at_most_twice(|| self.kernel.start(hardware, folder, hostname, BOOT_LIMIT))
     }
 
     /// Boots, runs `command`, and passes on what it prints to the rig's own stdout and stderr as it comes.
     pub fn run(&self, command: &Command) -> Result<ExitStatus> {
-        let accel = accel::choose(&self.image.key, |limit| self.boots_with_kvm(limit))?;
-        let start = Instant::now();
-        let mut run = at_most_twice(|| {
-            let mut run = Run::start(&self.image, self.options, accel, command)?;
-            run.until_ready(BOOT_LIMIT).map(|()| run)
-        })?;
+        let begin = Instant::now();
+        let folder = cache::scratch()?;
+        let hardware = Hardware { options: self.options, ..Hardware::default() };
+        let mut machine = self.boot(&hardware, folder.path(), HOSTNAME)?;
         say(format_args!(
-            "machine up after {:.1} s ({accel}): {}",
-            start.elapsed().as_secs_f32(),
+            "machine up after {:.1} s ({}): {}",
+            begin.elapsed().as_secs_f32(),
+            self.kernel.accel,
             command.argv.join(" ")
         ));
-        run.until_exit(command.timeout)
+        machine.pass_on(command).map_err(|error| machine.qemu.post_mortem(&error))
     }
+}
 
-    fn boots_with_kvm(&self, limit: Duration) -> bool {
-        let nothing =
-            Command { argv: vec!["true".into()], env: BTreeMap::new(), cwd: "/".into(), timeout: limit };
-        let booted = Run::start(&self.image, self.options, Accel::Kvm, &nothing)
-            .and_then(|mut run| run.until_ready(limit));
-        booted.is_ok()
+impl Kernel {
+    fn start(&self, hardware: &Hardware, folder: &Path, hostname: &str, limit: Duration) -> Result<Booted> {
+        let mut qemu = Qemu::start(self, hardware, folder)?;
+        let modules = Some(self.image.modules.clone());
+        let preparation = Preparation { hostname: hostname.to_owned(), modules };
+        let ready = qemu.session().prepare(preparation).and_then(|prepared| prepared.until_ready(limit));
+        match ready {
+            Ok(()) => Ok(Booted { qemu }),
+            Err(error) => Err(qemu.post_mortem(&error.context("the machine did not come up"))),
+        }
     }
 }
 
@@ -134,49 +182,43 @@ fn at_most_twice<T>(mut boot: impl FnMut() -> Result<T>) -> Result<T> {
     })
 }
 
-/// One boot of the machine.
-struct Run {
+/// A machine that is up; ends with this value.
+#[derive(Debug)]
+pub struct Booted {
     qemu: Qemu,
 }
 
-impl Run {
-    fn start(image: &Image, options: Options, accel: Accel, command: &Command) -> Result<Self> {
-        let job = Job {
+impl Booted {
+    /// What runs commands in it.
+    pub fn session(&self) -> &Session {
+        self.qemu.session()
+    }
+
+    /// Ends it as a power cut does.
+    pub fn end(mut self) -> Result<()> {
+        self.qemu.end()
+    }
+
+    fn pass_on(&mut self, command: &Command) -> Result<ExitStatus> {
+        let asked = session::Command {
             argv: command.argv.clone(),
             env: command.env.clone(),
             cwd: command.cwd.clone(),
-            modules: image.modules.clone(),
+            input: String::new(),
         };
-        Ok(Self { qemu: Qemu::start(image, options, accel, &job)? })
-    }
-
-    fn until_ready(&mut self, limit: Duration) -> Result<()> {
-        match self.qemu.next_frame(Instant::now() + limit) {
-            Ok(Some(Frame::Ready)) => Ok(()),
-            Ok(Some(Frame::Failed(why))) => bail!(self.with_console(&why)),
-            Ok(Some(other)) => bail!(self.with_console(&format!("the machine began with {other:?}"))),
-            Ok(None) => {
-                bail!(self.with_console(&format!("the machine was not up after {} s", limit.as_secs())))
+        let running = self.session().start(&asked)?;
+        let mut passed = Ok(());
+        let status = running.until_exit(command.timeout, |event| {
+            let now = match event {
+                Event::Stdout(bytes) => pass_on(&mut io::stdout(), &bytes),
+                Event::Stderr(bytes) => pass_on(&mut io::stderr(), &bytes),
+                _ => Ok(()),
+            };
+            if passed.is_ok() {
+                passed = now;
             }
-            Err(error) => Err(error.context(self.with_console("the machine did not come up"))),
-        }
-    }
-
-    fn until_exit(&mut self, limit: Duration) -> Result<ExitStatus> {
-        let deadline = Instant::now() + limit;
-        loop {
-            match self.qemu.next_frame(deadline) {
-                Ok(Some(Frame::Stdout(bytes))) => pass_on(&mut io::stdout(), &bytes)?,
-                Ok(Some(Frame::Stderr(bytes))) => pass_on(&mut io::stderr(), &bytes)?,
-                Ok(Some(Frame::Exit(code))) => return Ok(ExitStatus(code)),
-                Ok(Some(Frame::Failed(why))) => bail!(self.with_console(&why)),
-                Ok(Some(Frame::Ready)) => bail!(self.with_console("the machine started twice")),
-                Ok(None) => {
-                    bail!(self.with_console(&format!("the command still ran after {} s", limit.as_secs())))
-                }
-                Err(error) => return Err(error.context(self.with_console("the machine died"))),
-            }
-        }
+        });
+        passed.and(status)
     }
 }
 
@@ -186,6 +228,8 @@ fn pass_on(to: &mut impl Write, bytes: &[u8]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use anyhow::bail;
+
     use super::*;
 
     #[test]
@@ -204,12 +248,5 @@ mod tests {
             bail!("stuck in boot {boots}")
         });
         assert_eq!(error.unwrap_err().to_string(), "stuck in boot 2");
-    }
-
-    #[test]
-    fn an_exit_status_tells_a_signal_from_a_code() {
-        assert_eq!(ExitStatus(3).to_string(), "exit code 3");
-        assert_eq!(ExitStatus(128 + 9).to_string(), "signal 9");
-        assert!(ExitStatus(0).success());
     }
 }

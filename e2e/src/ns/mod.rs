@@ -4,7 +4,7 @@
 //! happens to it. Everything that IPVS, nftables, conntrack and the sysctls hold is per namespace, so tests in
 //! one machine run beside each other. What is shared by all is what is loaded: modules, and their parameters.
 
-mod diagnose;
+pub(crate) mod diagnose;
 mod process;
 mod topology;
 
@@ -17,11 +17,13 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use rustix::process::{Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
-use crate::{packages, process::before_exec, process::output_of};
+use crate::{eventually, packages, process::before_exec, process::output_of};
 
 pub use process::Process;
 pub use topology::{Address, PodLinks, Topology, TopologyBuilder, addr};
@@ -176,6 +178,19 @@ pub fn require_ipvs_kernel() -> Result<()> {
         bail!("this kernel has no ip_vs: run `make test`, which boots one that has");
     }
     Ok(())
+}
+
+/// Kills what runs in the namespaces, and waits until it is gone.
+pub(crate) fn end_processes(namespaces: &[&Namespace]) -> Result<()> {
+    let inodes: Vec<_> = namespaces.iter().filter_map(|namespace| namespace.inode().ok()).collect();
+    eventually("processes in the namespaces are killed", Duration::from_secs(10), || {
+        let left = processes_in(&inodes);
+        for pid in &left {
+            // it may have ended meanwhile
+            let _ = kill_process(*pid, Signal::KILL);
+        }
+        left.is_empty()
+    })
 }
 
 /// The processes that are in one of the namespaces, this one left out.

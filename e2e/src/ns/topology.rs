@@ -14,14 +14,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
-use rustix::process::{Signal, kill_process};
 use tempfile::TempDir;
 
-use super::{LOOPBACK_UP, Namespace, Process, diagnose, processes_in, require_ipvs_kernel};
-use crate::eventually;
+use super::{LOOPBACK_UP, Namespace, Process, diagnose, end_processes, require_ipvs_kernel};
 
 /// An address in both families.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -295,17 +292,7 @@ impl Drop for Topology {
             // captured by libtest with the output of this very test
             println!("{}", self.diagnose());
         }
-        let inodes: Vec<_> =
-            self.namespaces().iter().filter_map(|namespace| namespace.inode().ok()).collect();
-        let gone = eventually("processes in the namespaces are killed", Duration::from_secs(10), || {
-            let left = processes_in(&inodes);
-            for pid in &left {
-                // it may have ended meanwhile
-                let _ = kill_process(*pid, Signal::KILL);
-            }
-            left.is_empty()
-        });
-        if let Err(error) = gone {
+        if let Err(error) = end_processes(&self.namespaces()) {
             eprintln!("{error:#}");
         }
     }

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use super::stream::RequestStream;
-use super::{Outcome, Protocol, socket};
+use super::{Outcome, Place, Protocol, socket};
 use crate::ns::Namespace;
 
 /// Long enough for a retransmitted SYN (after 1 s) on a busy machine.
@@ -23,7 +23,7 @@ pub struct Interrupted {
 /// A place to send requests from.
 #[derive(Debug, Clone)]
 pub struct Client {
-    namespace: Namespace,
+    place: Place,
     limit: Duration,
     source: Option<SocketAddr>,
 }
@@ -31,7 +31,16 @@ pub struct Client {
 impl Client {
     /// A client in a namespace.
     pub fn in_ns(namespace: &Namespace) -> Self {
-        Self { namespace: namespace.clone(), limit: LIMIT, source: None }
+        Self::at(Place::Namespace(namespace.clone()))
+    }
+
+    /// A client where this process is.
+    pub fn here() -> Self {
+        Self::at(Place::Here)
+    }
+
+    fn at(place: Place) -> Self {
+        Self { place, limit: LIMIT, source: None }
     }
 
     /// How long each step (connect, send, receive) may take.
@@ -58,7 +67,7 @@ impl Client {
 
     /// Opens a connection to be kept; over UDP, a socket whose packets belong to one flow.
     pub fn connect(&self, protocol: Protocol, to: SocketAddr) -> Result<Conn, Outcome> {
-        let opened = self.namespace.run(|| match protocol {
+        let opened = self.place.run(|| match protocol {
             Protocol::Udp => socket::datagram(self.source, to, self.limit).map(Conn::Datagram),
             Protocol::Tcp | Protocol::Sctp => {
                 socket::stream(protocol, self.source, to, self.limit).map(Conn::Stream)
@@ -72,7 +81,12 @@ impl Client {
 
     /// Asks `per_second` times a second, each time on a new connection, until stopped.
     pub fn requests(&self, protocol: Protocol, to: SocketAddr, per_second: u32) -> RequestStream {
-        RequestStream::start(self.clone(), protocol, to, per_second)
+        RequestStream::of_requests(self.clone(), protocol, to, per_second)
+    }
+
+    /// Asks `per_second` times a second, all on one connection, until that breaks or the stream is stopped.
+    pub fn hold(&self, protocol: Protocol, to: SocketAddr, per_second: u32) -> RequestStream {
+        RequestStream::on_one_connection(self.clone(), protocol, to, per_second)
     }
 }
 

@@ -1,4 +1,5 @@
-//! Servers and clients in namespaces, within the process of the test: plain threads and blocking sockets.
+//! Servers and clients, within the process of the test and in namespaces it made, or in pods as the program `traffic`:
+//! plain threads and blocking sockets.
 //!
 //! The protocol is a line each way, the same over TCP, UDP (a datagram is a line) and SCTP:
 //!
@@ -19,10 +20,40 @@ use std::io;
 use std::net::IpAddr;
 
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::ns::Namespace;
 
 pub use client::{Client, Conn, Interrupted};
 pub use server::Server;
 pub use stream::{Failure, Report, RequestStream};
+
+/// Where sockets are made.
+#[derive(Debug, Clone)]
+enum Place {
+    /// In a namespace.
+    Namespace(Namespace),
+    /// Where this process is.
+    Here,
+}
+
+impl Place {
+    fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
+        match self {
+            Self::Namespace(namespace) => namespace.run(work),
+            Self::Here => Ok(work()),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Namespace(namespace) => write!(f, "in {}", namespace.name()),
+            Self::Here => f.write_str("here"),
+        }
+    }
+}
 
 /// A transport a Service port may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -51,7 +82,8 @@ impl fmt::Display for Protocol {
 }
 
 /// What became of a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Outcome {
     /// A server answered.
     Answer {

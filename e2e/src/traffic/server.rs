@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use anyhow::{Context, Result};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
-use super::{Protocol, socket};
+use super::{Place, Protocol, socket};
 use crate::ns::Namespace;
 
 /// The largest datagram that fits in an IPv4 packet.
@@ -29,8 +29,12 @@ impl Server {
     /// Where a host has several addresses (a node), UDP answers may leave from another one than was asked, and SCTP
     /// announces them all: name the addresses with [`Server::at`] there.
     pub fn start(namespace: &Namespace, name: &str, protocol: Protocol, port: u16) -> Result<Self> {
-        let any = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
-        Self::at(namespace, name, protocol, &any.map(|ip| SocketAddr::new(ip, port)))
+        Self::at(namespace, name, protocol, &everywhere(port))
+    }
+
+    /// Serves on a port of every address where this process is.
+    pub fn here(name: &str, protocol: Protocol, port: u16) -> Result<Self> {
+        Self::serve(&Place::Here, name, protocol, &everywhere(port))
     }
 
     /// Serves at the given addresses. The name is what it answers with; it holds no blank.
@@ -40,17 +44,20 @@ impl Server {
         protocol: Protocol,
         addresses: &[SocketAddr],
     ) -> Result<Self> {
+        Self::serve(&Place::Namespace(namespace.clone()), name, protocol, addresses)
+    }
+
+    fn serve(place: &Place, name: &str, protocol: Protocol, addresses: &[SocketAddr]) -> Result<Self> {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
         let mut server = Self { name: name.to_owned(), stop, threads: Vec::new() };
         for address in addresses {
-            let failed = || format!("failed to serve {protocol} at {address} in {}", namespace.name());
+            let failed = || format!("failed to serve {protocol} at {address} {place}");
             let (name, stop) = (server.name.clone(), Arc::clone(&server.stop));
             server.threads.push(if protocol == Protocol::Udp {
-                let socket = namespace.run(|| socket::datagram_listener(*address))?.with_context(failed)?;
+                let socket = place.run(|| socket::datagram_listener(*address))?.with_context(failed)?;
                 thread::spawn(move || serve_datagrams(&socket, &name, &stop))
             } else {
-                let listener =
-                    namespace.run(|| socket::listener(protocol, *address))?.with_context(failed)?;
+                let listener = place.run(|| socket::listener(protocol, *address))?.with_context(failed)?;
                 thread::spawn(move || serve_connections(&listener, &name, &stop))
             });
         }
@@ -73,6 +80,11 @@ impl Drop for Server {
             }
         }
     }
+}
+
+/// A port of all addresses of both families.
+fn everywhere(port: u16) -> [SocketAddr; 2] {
+    [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)].map(|ip| SocketAddr::new(ip, port))
 }
 
 /// Waits until there is something to read; false when the server is to stop.

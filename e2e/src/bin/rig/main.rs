@@ -1,5 +1,8 @@
 //! `rig`: builds, boots and tests; what the Makefile calls.
 
+mod cluster;
+mod inside;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -37,9 +40,17 @@ enum Verb {
     /// Boots the machine for a command
     #[command(subcommand)]
     Machine(MachineVerb),
+    /// A real Kubernetes cluster on this host
+    Cluster(cluster::Verbs),
     /// Process 1 of the machine
     #[command(hide = true)]
     GuestInit,
+    /// What runs commands in the machine
+    #[command(hide = true)]
+    GuestServe,
+    /// Steps inside a node
+    #[command(hide = true)]
+    Inside(inside::Step),
     /// Runs test binaries in the machine
     #[command(hide = true)]
     GuestTests {
@@ -74,6 +85,8 @@ fn main() -> ExitCode {
     let verb = Args::parse().verb;
     let done = match verb {
         Verb::GuestInit => machine::guest::main(),
+        Verb::Inside(step) => step.run(),
+        Verb::GuestServe => machine::guest::serve().map(|()| ExitCode::SUCCESS),
         Verb::Test { filter, host, timeout } => {
             let place = if host { suite::Place::Host } else { suite::Place::Machine };
             suite::run(place, filter.as_deref(), Duration::from_secs(timeout)).map(|()| ExitCode::SUCCESS)
@@ -81,6 +94,7 @@ fn main() -> ExitCode {
         Verb::GuestTests { filter, binaries } => {
             suite::run_binaries(&binaries, filter.as_deref()).map(|()| ExitCode::SUCCESS)
         }
+        Verb::Cluster(verbs) => cluster::run(verbs),
         Verb::Machine(MachineVerb::Build) => {
             Machine::new(machine::Options::default()).map(|_| ExitCode::SUCCESS)
         }

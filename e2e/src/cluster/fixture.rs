@@ -1,0 +1,41 @@
+//! A cluster for one test.
+
+use std::ops::Deref;
+
+use anyhow::Result;
+use tempfile::TempDir;
+
+use super::{Cluster, Supervisor};
+use crate::machine::cache;
+
+/// A control plane without nodes that this process owns: ready in some four seconds, gone with the value or with the
+/// process. Several stand beside each other.
+#[derive(Debug)]
+pub struct Fixture {
+    cluster: Cluster,
+    // before its folder
+    supervisor: Supervisor,
+    _folder: TempDir,
+}
+
+impl Fixture {
+    /// Brings one up.
+    pub fn start() -> Result<Self> {
+        let folder = cache::scratch()?;
+        let supervisor = Supervisor::start(folder.path())?;
+        Ok(Self { cluster: Cluster::attach(folder.path())?, supervisor, _folder: folder })
+    }
+
+    /// Takes it down, and fails if anything is left of it.
+    pub fn stop(self) -> Result<()> {
+        self.supervisor.stop()
+    }
+}
+
+impl Deref for Fixture {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        &self.cluster
+    }
+}
