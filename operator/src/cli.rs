@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, ValueEnum};
+use fairlead_crds::api_client::ApiServerList;
 
 use crate::{build::Install, leader::Timing};
 
@@ -29,8 +30,8 @@ pub struct Cli {
         env = "FAIRLEAD_METRICS_BIND_ADDRESS"
     )]
     pub metrics_bind_address: SocketAddr,
-    /// Where the API server is and who this is; by default what a pod finds.
-    #[arg(long, value_name = "FILE", env = "KUBECONFIG")]
+    /// File with the credentials for the API server. Without it the service account of the pod is used.
+    #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// Name of this process in the election: that of its pod.
     #[arg(long, value_name = "NAME", env = "POD_NAME")]
@@ -58,10 +59,10 @@ pub struct AgentArgs {
     /// The image of operator and agents, by digest.
     #[arg(long, value_name = "IMAGE", env = "FAIRLEAD_IMAGE")]
     pub image: String,
-    /// Addresses of the API server, such as https://192.0.2.1:6443, comma-separated: operator and
-    /// agents cannot reach it through a Service.
+    /// Addresses of the API servers (https://HOST:PORT, separated by commas), tried in this order, for
+    /// operator and agents: a Service address works only once the agents do.
     #[arg(long, value_name = "URLS", env = "FAIRLEAD_API_SERVERS")]
-    pub api_servers: String,
+    pub api_servers: ApiServerList,
     /// Secrets in the namespace by which the image is pulled, comma-separated.
     #[arg(long, value_name = "NAMES", env = "FAIRLEAD_IMAGE_PULL_SECRETS", value_delimiter = ',')]
     pub image_pull_secrets: Vec<String>,
@@ -86,7 +87,7 @@ impl AgentArgs {
     pub fn install(&self) -> Install {
         Install {
             image: self.image.clone(),
-            api_servers: self.api_servers.clone(),
+            api_servers: self.api_servers.0.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
             image_pull_secrets: self
                 .image_pull_secrets
                 .iter()
@@ -136,8 +137,17 @@ mod tests {
 
     #[test]
     fn no_pull_secret_is_no_secret_with_an_empty_name() {
-        let arguments =
-            ["x", "--identity", "a", "--image", "i", "--api-servers", "s", "--image-pull-secrets", ""];
+        let arguments = [
+            "x",
+            "--identity",
+            "a",
+            "--image",
+            "i",
+            "--api-servers",
+            "https://a",
+            "--image-pull-secrets",
+            "",
+        ];
         assert_eq!(Cli::parse_from(arguments).agents.install().image_pull_secrets, [""; 0]);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use fairlead_crds::api_client::explain;
 use kube::runtime::watcher;
 
 /// An error with its causes, in one line, fit for a condition's message.
@@ -19,16 +20,16 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     text
 }
 
-/// The answer of an API server is a cause of its own, with the reason once more.
+/// What a request failed by is told as a whole.
 fn cause_of<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
-    let answer = matches!(error.downcast_ref(), Some(kube::Error::Api(_)));
-    if answer { None } else { error.source() }
+    if error.is::<kube::Error>() { None } else { error.source() }
 }
 
-/// kube tells an answer of the API server twice, the second time in Rust's debug format.
+/// kube tells an answer of the API server twice, the second time in Rust's debug format, and of a lost
+/// connection every layer.
 fn own_text(error: &(dyn Error + 'static)) -> String {
-    if let Some(kube::Error::Api(status)) = error.downcast_ref() {
-        return status.message.clone();
+    if let Some(error) = error.downcast_ref() {
+        return explain(error);
     }
     match error.downcast_ref::<watcher::Error>() {
         Some(watcher::Error::InitialListFailed(_)) => "failed to list".to_owned(),
@@ -47,8 +48,11 @@ mod tests {
 
     #[test]
     fn an_answer_of_the_api_server_is_told_once_and_in_its_own_words() {
-        let refused = Status::failure("pods is forbidden: no list", "Forbidden");
+        let refused = Status::failure("pods is forbidden: no list", "Forbidden").with_code(403);
         let error = watcher::Error::InitialListFailed(kube::Error::Api(Box::new(refused)));
-        assert_eq!(chain(&error), "failed to list: pods is forbidden: no list");
+        assert_eq!(
+            chain(&error),
+            "failed to list: the API server answered 403 (Forbidden): pods is forbidden: no list"
+        );
     }
 }

@@ -1,12 +1,14 @@
 //! The process: watches at once, writes once it leads, ends when it does not lead any more.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use fairlead_crds::service_network::NAME;
+use fairlead_crds::{
+    api_client::{self, ConfigError},
+    service_network::NAME,
+};
 use futures::StreamExt as _;
 use kube::{
-    Api, Client, Config,
-    config::{KubeConfigOptions, Kubeconfig},
+    Api, Client,
     core::DynamicObject,
     runtime::{Controller, watcher},
 };
@@ -38,11 +40,13 @@ pub enum RunError {
     #[error(transparent)]
     Timing(#[from] BadTiming),
     /// There is no way to the API server.
-    #[error("failed to read how to reach the API server")]
-    Config(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The client cannot be made.
-    #[error("failed to make a client")]
-    Client(#[source] kube::Error),
+    #[error("failed to set up the API client")]
+    Client(#[from] ConfigError),
+    /// Agents that know no API server would serve nothing.
+    #[error(
+        "no address of an API server is given: set FAIRLEAD_API_SERVERS or --api-servers to https://HOST:PORT, separated by commas"
+    )]
+    NoApiServer,
     /// Metrics and health cannot be served.
     #[error(transparent)]
     Serve(#[from] ServeError),
@@ -62,7 +66,7 @@ pub async fn run(cli: Cli) -> Result<(), RunError> {
     let timing = cli.leader.timing()?;
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signal)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signal)?;
-    let client = client(cli.kubeconfig.as_deref()).await?;
+    let client = client(&cli).await?;
     let (metrics, registry) = Metrics::register();
     let (trigger, looks) = debounced(DEBOUNCE);
     // Dropped at the end, and all watches with it.
@@ -99,17 +103,13 @@ pub async fn run(cli: Cli) -> Result<(), RunError> {
     end
 }
 
-async fn client(kubeconfig: Option<&Path>) -> Result<Client, RunError> {
-    let config = match kubeconfig {
-        Some(path) => {
-            let kubeconfig = Kubeconfig::read_from(path).map_err(|error| RunError::Config(error.into()))?;
-            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-                .await
-                .map_err(|error| RunError::Config(error.into()))?
-        }
-        None => Config::incluster().map_err(|error| RunError::Config(error.into()))?,
-    };
-    Client::try_from(config).map_err(RunError::Client)
+async fn client(cli: &Cli) -> Result<Client, RunError> {
+    let api_servers = cli.agents.api_servers.0.clone();
+    if api_servers.is_empty() {
+        return Err(RunError::NoApiServer);
+    }
+    let options = api_client::Options { kubeconfig: cli.kubeconfig.clone(), api_servers };
+    Ok(api_client::connect(&options).await?.client)
 }
 
 fn context(cli: &Cli, client: Client, caches: Caches, fence: Fence, metrics: Metrics) -> Arc<Context> {

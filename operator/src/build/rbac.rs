@@ -28,7 +28,6 @@ pub fn cluster_role() -> Value {
             { "apiGroups": ["fairlead.dev"], "resources": ["servicenetworknodes"], "verbs": ["get", "list", "watch"] },
             { "apiGroups": ["fairlead.dev"], "resources": ["servicenetworknodes/status"], "verbs": ["get", "patch"] },
             // Events on Nodes and Services, which may stand in any namespace
-            { "apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"] },
             { "apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"] },
         ],
     })
