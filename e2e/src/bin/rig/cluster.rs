@@ -8,9 +8,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand, ValueEnum};
-use fairlead_e2e::cluster::node::{Kind, Spec, Stock};
-use fairlead_e2e::cluster::{Cluster, Cut, lifecycle, programs};
-use fairlead_e2e::{packages, say};
+use fairlead_e2e::cluster::node::{Kind, Spec};
+use fairlead_e2e::cluster::{Cluster, Cut, lifecycle};
+use fairlead_e2e::{say, suite};
+
+/// The machine nodes that the tests of a cluster are given.
+const TEST_NODES: usize = 3;
 
 /// Brings a real cluster up on this host, and works with it. Needs root.
 #[derive(Args)]
@@ -34,6 +37,14 @@ enum Verb {
         /// Nodes that are namespaces, on this host's kernel
         #[arg(long, default_value_t = 0)]
         namespaces: usize,
+    },
+    /// Brings three machine nodes up, runs the tests of a real cluster there, and takes all down
+    Test {
+        /// Runs only the tests whose names contain this
+        filter: Option<String>,
+        /// Runs them on the cluster that is up, and leaves it up
+        #[arg(long)]
+        here: bool,
     },
     /// Takes the cluster down, also after its supervisor was killed, and checks that nothing is left
     Down,
@@ -119,9 +130,10 @@ pub fn run(verbs: Verbs) -> Result<ExitCode> {
     let attach = || Cluster::attach(&folder);
     match verbs.verb {
         Verb::Build => {
-            make(&[Kind::Machine, Kind::Namespace], &std::env::current_exe()?)?;
+            lifecycle::prepare(&[Kind::Machine, Kind::Namespace], &std::env::current_exe()?)?;
         }
         Verb::Up { machines, namespaces } => up(&folder, machines, namespaces)?,
+        Verb::Test { filter, here } => return test(&folder, filter.as_deref(), here),
         Verb::Down => down(&folder)?,
         Verb::Status => status(&attach()?)?,
         Verb::Kubectl { arguments } => {
@@ -137,26 +149,27 @@ pub fn run(verbs: Verbs) -> Result<ExitCode> {
 }
 
 fn up(folder: &Path, machines: usize, namespaces: usize) -> Result<()> {
-    packages::ensure(&[packages::TOOLS])?;
-    let rig = std::env::current_exe()?;
     let kinds = iter::repeat_n(Kind::Machine, machines).chain(iter::repeat_n(Kind::Namespace, namespaces));
-    let specs: Vec<_> = kinds.zip(1..).map(|(kind, n)| Spec::new(&format!("node{n}"), kind)).collect();
-    // here, where what it builds can be seen and interrupted, and not in the supervisor
-    make(&specs.iter().map(|spec| spec.kind).collect::<Vec<_>>(), &rig)?;
+    let rig = std::env::current_exe()?;
+    lifecycle::prepare(&kinds.clone().collect::<Vec<_>>(), &rig)?;
     let start = Instant::now();
     let cluster = lifecycle::up(folder, &rig)?;
     say(format_args!("control plane up after {:.1} s", start.elapsed().as_secs_f32()));
+    let specs: Vec<_> = kinds.zip(1..).map(|(kind, n)| Spec::new(&format!("node{n}"), kind)).collect();
     cluster.add_nodes(&specs)?;
     say(format_args!("cluster up after {:.1} s", start.elapsed().as_secs_f32()));
     status(&cluster)
 }
 
-/// Makes what a control plane and nodes of these kinds need, or finds it in the cache.
-fn make(kinds: &[Kind], rig: &Path) -> Result<()> {
-    if kinds.is_empty() {
-        return programs::control_plane().map(drop);
+fn test(folder: &Path, filter: Option<&str>, here: bool) -> Result<ExitCode> {
+    if !here {
+        up(folder, TEST_NODES, 0)?;
     }
-    Stock::ensure(&programs::ensure()?, kinds, rig).map(drop)
+    let status = suite::test_cluster(folder, filter);
+    if !here {
+        down(folder)?;
+    }
+    Ok(exit_code(status?.code()))
 }
 
 fn down(folder: &Path) -> Result<()> {
