@@ -21,6 +21,7 @@ pub struct ProxyConfig {
     /// The dataplane that carries Services.
     pub mode: ProxyMode,
     /// Number of the packet mark bit that says "deliver to IPVS", 0 to 23.
+    #[schemars(with = "i32")]
     pub mark_bit: u8,
     /// Settings of the IPVS dataplane.
     pub ipvs: IpvsConfig,

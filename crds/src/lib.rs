@@ -4,6 +4,8 @@
 //! agent runs; `ServiceNetworkNode` is where operator and agent meet. Rendering one to the other
 //! needs no client and no kernel.
 
+#[cfg(feature = "client")]
+pub mod api_client;
 pub mod conditions;
 pub mod config;
 pub mod duration;

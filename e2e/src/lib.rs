@@ -8,6 +8,8 @@
 //! ```
 //!
 //! * [`cluster`] is a real Kubernetes cluster of such machines and namespaces.
+//! * [`installation`] is the product on such a cluster, as a user installs it; [`shop`] what it serves there.
+//! * [`claims`] is what a demo claims, checked.
 //! * [`agent`] is the agent under test, with its manifests.
 //! * [`machine`] boots a kernel that has IPVS and runs one command in it.
 //! * [`ns`] gives each test its own network of namespaces.
@@ -19,12 +21,15 @@
 //! The rig drives the programs of the product from outside; it never links their logic.
 
 pub mod agent;
+pub mod claims;
 pub mod cluster;
+pub mod installation;
 pub mod machine;
 pub mod ns;
 pub mod packages;
 pub mod process;
 pub mod session;
+pub mod shop;
 pub mod suite;
 pub mod traffic;
 

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::machine::{self, Machine};
-use crate::process::output_of;
+use crate::process::{die_with_parent, output_of};
 use crate::{ns, packages, say};
 
 /// Names the agent's program to the guest tests.
@@ -74,6 +74,17 @@ pub fn run(place: Place, filter: Option<&str>, timeout: Duration) -> Result<()> 
         }
     }
     Ok(())
+}
+
+/// Names the folder of the running cluster to the tests of a cluster.
+pub const CLUSTER: &str = "FAIRLEAD_CLUSTER_FOLDER";
+
+/// Runs the tests of a cluster on the one in `folder`, one after the other.
+pub fn test_cluster(folder: &Path, filter: Option<&str>) -> Result<std::process::ExitStatus> {
+    let mut cargo = cargo_program();
+    cargo.args(["test", "-p", "fairlead-e2e", "--features=cluster,machine", "--test=cluster", "--"]);
+    cargo.args(["--test-threads=1"]).args(filter).env(CLUSTER, folder);
+    cargo.status().context("failed to start cargo")
 }
 
 /// What cargo built.
@@ -172,7 +183,9 @@ fn cargo_program() -> Command {
 pub fn cargo(args: &[&str]) -> Result<String> {
     let mut command = cargo_program();
     command.args(args).arg("--message-format=json-render-diagnostics");
-    let output = command.stderr(Stdio::inherit()).output().context("failed to start cargo")?;
+    // a rig that is ended leaves no build behind
+    let output =
+        die_with_parent(command.stderr(Stdio::inherit())).output().context("failed to start cargo")?;
     if !output.status.success() {
         bail!("`{}` failed ({})", crate::process::shown(&command), output.status);
     }

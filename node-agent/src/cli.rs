@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use fairlead_crds::api_client::ApiServerList;
 
 /// Makes Kubernetes Services work on this node through the kernel's IPVS.
 ///
@@ -56,11 +57,32 @@ pub enum Command {
     Cleanup(CleanupArgs),
 }
 
-/// Where objects come from.
+/// Where objects come from: the Kubernetes API, unless a folder is named.
 #[derive(Args, Debug)]
 pub struct SourceArgs {
     /// Folder of YAML or JSON files with Services, EndpointSlices, the Node, ServiceCIDRs and the
-    /// ServiceNetwork; watched for changes.
+    /// ServiceNetwork, in place of the Kubernetes API; watched for changes.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kubeconfig", "api_servers"])]
+    pub manifests: Option<PathBuf>,
+    /// Name of this node, as in the API. Needed there; with --manifests only where the folder describes
+    /// more than one.
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    pub node_name: Option<String>,
+    /// File with address and credentials of the API server. Without it the service account of the pod
+    /// is used.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Addresses of the API servers (https://HOST:PORT, separated by commas), tried in this order. They
+    /// take the place of the kubeconfig's or the pod's: a Service address works only once we do.
+    #[arg(long, value_name = "URLS", env = "FAIRLEAD_API_SERVERS")]
+    pub api_servers: Option<ApiServerList>,
+}
+
+/// A folder of objects.
+#[derive(Args, Debug)]
+pub struct FolderArgs {
+    /// Folder of YAML or JSON files with Services, EndpointSlices, the Node, ServiceCIDRs and the
+    /// ServiceNetwork.
     #[arg(long, value_name = "DIR")]
     pub manifests: PathBuf,
     /// Name of this node, where the folder describes more than one.
@@ -103,7 +125,7 @@ pub struct RunArgs {
 pub struct PlanArgs {
     /// Source of objects.
     #[command(flatten)]
-    pub source: SourceArgs,
+    pub source: FolderArgs,
     /// Output format.
     #[arg(short, long, value_enum, default_value = "text")]
     pub output: Output,

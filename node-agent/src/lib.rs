@@ -5,6 +5,7 @@
 //! ```
 
 pub mod agent;
+pub mod backoff;
 pub mod bring_up;
 pub mod cli;
 pub mod commands;
@@ -19,6 +20,7 @@ pub mod netlink;
 pub mod nft;
 pub mod policy_route;
 pub mod preflight;
+pub mod report;
 pub mod serve;
 pub mod state;
 pub mod status;

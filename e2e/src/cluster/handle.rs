@@ -77,6 +77,12 @@ impl Cluster {
         self.kubectl.run(arguments)
     }
 
+    /// Gets objects, by the arguments of `kubectl get`, separated by spaces.
+    pub fn get(&self, what: &str) -> Result<serde_json::Value> {
+        let arguments: Vec<_> = ["get", "-o", "json"].into_iter().chain(what.split_whitespace()).collect();
+        serde_json::from_str(&self.kubectl(&arguments)?).context("failed to read what kubectl printed")
+    }
+
     /// Applies manifests, as a user would.
     pub fn apply(&self, manifests: &str) -> Result<String> {
         self.kubectl.apply(manifests)

@@ -69,7 +69,7 @@ pub fn slice(service: u32) -> EndpointSlice {
 /// What a source would send.
 pub fn objects(services: u32) -> Vec<Change> {
     let mut changes = vec![
-        Change::Config(NodeAgentConfig::default()),
+        Change::Config(NodeAgentConfig::default().into()),
         Change::Node(Node {
             name: "node-0".into(),
             internal_ips: vec![[192, 0, 2, 1].into()],

@@ -73,7 +73,7 @@ impl World {
         if !objects.keys().any(|id| matches!(id, ObjectId::Node(_))) {
             objects.insert(ObjectId::Node("node-a".into()), Change::Node(node()));
         }
-        objects.entry(ObjectId::Config).or_insert_with(|| Change::Config(NodeAgentConfig::default()));
+        objects.entry(ObjectId::Config).or_insert_with(|| Change::Config(NodeAgentConfig::default().into()));
         for id in self.told.keys().filter(|id| !objects.contains_key(id)) {
             self.model.apply(id.gone().unwrap());
         }
@@ -177,7 +177,7 @@ fn slice(name: &str, service: &str, addresses: &[(&str, bool)]) -> EndpointSlice
 fn ready_model() -> Model {
     let mut model = Model::new(Timestamp::UNIX_EPOCH);
     model.apply(Change::Node(node()));
-    model.apply(Change::Config(NodeAgentConfig::default()));
+    model.apply(Change::Config(NodeAgentConfig::default().into()));
     model.take_changes();
     model
 }
@@ -187,7 +187,7 @@ fn rows_wait_for_node_and_configuration() {
     let mut model = Model::new(Timestamp::UNIX_EPOCH);
     model.apply(Change::Service(Arc::new(service("web", "10.96.0.1", &[], None))));
     assert!(model.take_changes().is_empty());
-    model.apply(Change::Config(NodeAgentConfig::default()));
+    model.apply(Change::Config(NodeAgentConfig::default().into()));
     assert!(model.take_changes().rows.is_empty());
     model.apply(Change::Node(node()));
     let changes = model.take_changes();
@@ -205,11 +205,11 @@ fn mode_none_takes_all_rows_away() {
 
     let mut config = NodeAgentConfig::default();
     config.proxy.mode = fairlead_crds::ProxyMode::None;
-    model.apply(Change::Config(config.clone()));
+    model.apply(Change::Config(config.clone().into()));
     let changes = take(&mut model, &mut rows);
     assert_eq!((rows.len(), changes.config), (0, Some(config)));
 
-    model.apply(Change::Config(NodeAgentConfig::default()));
+    model.apply(Change::Config(NodeAgentConfig::default().into()));
     take(&mut model, &mut rows);
     assert_eq!(rows.len(), 1);
 }
@@ -221,7 +221,7 @@ fn what_says_nothing_new_gives_no_row() {
         Change::Service(Arc::new(service("web", "10.96.0.1", &[], None))),
         Change::Slice(Arc::new(slice("web-1", "web", &[("10.1.0.1", true)]))),
         Change::Node(node()),
-        Change::Config(NodeAgentConfig::default()),
+        Change::Config(NodeAgentConfig::default().into()),
     ];
     for change in &told {
         model.apply(change.clone());
@@ -287,7 +287,7 @@ fn trigger_times_are_given_once_and_only_from_our_own_time() {
     let at = |second| Timestamp::from_second(second).unwrap();
     let mut model = Model::new(at(100));
     model.apply(Change::Node(node()));
-    model.apply(Change::Config(NodeAgentConfig::default()));
+    model.apply(Change::Config(NodeAgentConfig::default().into()));
     let timed = |name: &str, second| {
         Change::Slice(Arc::new(EndpointSlice { trigger_time: Some(at(second)), ..slice(name, "web", &[]) }))
     };

@@ -22,7 +22,7 @@ use serde::Serialize;
 use tracing::warn;
 
 use super::{Family, Protocol, Row, SCHEDULER_ANNOTATION, ServicePortName, build, claims};
-use crate::watch::{Change, EndpointSlice, Node, ObjectId, ObjectKey, Service, ServiceCidr};
+use crate::watch::{Change, Configured, EndpointSlice, Node, ObjectId, ObjectKey, Service, ServiceCidr};
 
 /// What a dataplane needs to know of the node it is on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -80,7 +80,7 @@ pub struct Model {
     slice_service: HashMap<ObjectKey, Arc<str>>,
     cidrs: BTreeMap<Arc<str>, ServiceCidr>,
     node: Option<Node>,
-    config: Option<NodeAgentConfig>,
+    config: Option<Configured>,
     synced: bool,
     /// Restored objects that no source has confirmed yet.
     unconfirmed: BTreeSet<ObjectId>,
@@ -187,6 +187,11 @@ impl Model {
 
     /// The configuration, once known.
     pub fn config(&self) -> Option<&NodeAgentConfig> {
+        self.configured().map(|configured| &configured.config)
+    }
+
+    /// The configuration and where it is from, once known.
+    pub fn configured(&self) -> Option<&Configured> {
         self.config.as_ref()
     }
 
@@ -198,7 +203,7 @@ impl Model {
     /// What is different from what the last call left behind.
     pub fn take_changes(&mut self) -> Changes {
         let facts = self.facts();
-        let programs = self.config.as_ref().is_some_and(|config| match config.proxy.mode {
+        let programs = self.config().is_some_and(|config| match config.proxy.mode {
             ProxyMode::IPVS => true,
             ProxyMode::None => false,
         });
@@ -210,7 +215,7 @@ impl Model {
         let rows = self.give(touched);
         let times = std::mem::take(&mut self.trigger_times);
         let node = facts.filter(|facts| Some(facts) != self.given_node.as_ref());
-        let config = self.config.clone().filter(|config| Some(config) != self.given_config.as_ref());
+        let config = self.config().filter(|config| Some(*config) != self.given_config.as_ref()).cloned();
         self.given_node = node.clone().or(self.given_node.take());
         self.given_config = config.clone().or(self.given_config.take());
         Changes {

@@ -150,7 +150,9 @@ impl Folder {
         let all_known = self.files.values().all(|file| file.objects.is_some());
         errors.extend(self.choose_node(&mut wanted, all_known));
         if all_known {
-            wanted.entry(ObjectId::Config).or_insert_with(|| Change::Config(NodeAgentConfig::default()));
+            wanted
+                .entry(ObjectId::Config)
+                .or_insert_with(|| Change::Config(NodeAgentConfig::default().into()));
         }
         (wanted, errors)
     }

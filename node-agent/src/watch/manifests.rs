@@ -20,7 +20,7 @@ use notify::{
 use tracing::{error, info, warn};
 
 use super::{
-    Change, FileError, SourceHealth, SourceStatus,
+    Change, FileError, SourceError, SourceHealth, SourceStatus,
     folder::{Folder, Scan},
 };
 
@@ -178,14 +178,16 @@ impl<T: From<Vec<Change>>> Worker<T> {
     /// Publishes the status and logs what is new in it.
     fn report(&self, errors: Vec<FileError>) {
         let before = self.health.get().errors;
-        for FileError { file, position, message } in errors.iter().filter(|e| !before.contains(e)) {
+        let errors: Vec<_> = errors.into_iter().map(SourceError::File).collect();
+        for error in errors.iter().filter(|error| !before.contains(error)) {
+            let SourceError::File(FileError { file, position, message }) = error else { continue };
             let (line, column) = position.map(|p| (p.line, p.column)).unzip();
             error!(file = %file.display(), line, column, "manifest is not usable, its last good state stays: {message}");
         }
         if errors.is_empty() && !before.is_empty() {
             info!(dir = %self.folder.dir().display(), "all manifests are usable again");
         }
-        self.health.set(SourceStatus { synced: self.folder.synced(), errors });
+        self.health.set(SourceStatus { synced: self.folder.synced(), errors, ..SourceStatus::default() });
     }
 }
 

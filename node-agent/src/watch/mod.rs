@@ -1,8 +1,9 @@
 //! Where objects come from.
 //!
-//! A source (the manifests folder; the API server later) turns what it sees into `Change`s and
+//! A source (the Kubernetes API, or a manifests folder) turns what it sees into `Change`s and
 //! sends them down one channel. Nothing behind the channel knows which source it was.
 
+pub mod api;
 pub mod convert;
 mod folder;
 pub mod manifests;
@@ -13,12 +14,14 @@ pub mod status;
 
 use std::sync::Arc;
 
-use fairlead_crds::NodeAgentConfig;
+pub use api::ApiSource;
 pub use manifests::{Manifests, load};
 pub use object::ObjectId;
 pub use parse::FileError;
-pub use slim::{Endpoint, EndpointSlice, Node, ObjectKey, Service, ServiceCidr, ServicePortSpec, SlicePort};
-pub use status::{SourceHealth, SourceStatus};
+pub use slim::{
+    Configured, Endpoint, EndpointSlice, Node, ObjectKey, Service, ServiceCidr, ServicePortSpec, SlicePort,
+};
+pub use status::{KindStatus, SourceError, SourceHealth, SourceStatus};
 
 /// One change of one object. Sources send an object whole, and again only when it changed.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,7 +41,7 @@ pub enum Change {
     /// Our own node, added or changed.
     Node(Node),
     /// The configuration that holds from now on.
-    Config(NodeAgentConfig),
+    Config(Configured),
     /// Everything that exists has been sent: what was not sent may be pruned.
     Synced,
 }

@@ -368,7 +368,7 @@ fn text<T>(result: Result<T, convert::InvalidField>) -> Result<T, String> {
 
 /// The configuration that the operator would have rendered.
 fn rendered(network: &ServiceNetwork) -> Result<Change, String> {
-    fairlead_crds::render(network).map(Change::Config).map_err(|problems| {
+    fairlead_crds::render(network).map(|config| Change::Config(config.into())).map_err(|problems| {
         let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
         problems.join("; ")
     })

@@ -4,6 +4,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
+use fairlead_crds::NodeAgentConfig;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -119,4 +120,19 @@ pub struct ServiceCidr {
     pub name: Arc<str>,
     /// `spec.cidrs`.
     pub cidrs: Vec<IpNet>,
+}
+
+/// The agent's configuration, and where it is from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Configured {
+    /// The configuration.
+    pub config: NodeAgentConfig,
+    /// The ControllerRevision that holds it; none for the configuration of a manifests folder.
+    pub revision: Option<Arc<str>>,
+}
+
+impl From<NodeAgentConfig> for Configured {
+    fn from(config: NodeAgentConfig) -> Self {
+        Self { config, revision: None }
+    }
 }

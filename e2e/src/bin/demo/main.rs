@@ -8,7 +8,6 @@
 //! The first process watches the others: whatever they do, something is printed every few seconds.
 
 mod agent;
-mod claims;
 mod manifests;
 mod requests;
 mod steps;

@@ -11,9 +11,9 @@ use fairlead_e2e::ns::{Address, Process, Topology, addr};
 use fairlead_e2e::traffic::{Client, Conn, Protocol, Server};
 
 use crate::agent::{Agent, VirtualServer};
-use crate::claims::{Claims, tell};
 use crate::manifests::{ENDPOINTS, Edit, Manifests, NETWORK};
 use crate::requests::Tally;
+use fairlead_e2e::claims::{Claims, tell};
 
 /// The ClusterIPs and ports of the Service in `e2e/demo/web.yaml`.
 const CLUSTER_IP: Address =

@@ -9,8 +9,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand, ValueEnum};
 use fairlead_e2e::cluster::node::{Kind, Spec};
-use fairlead_e2e::cluster::{Cluster, Cut, lifecycle, programs};
-use fairlead_e2e::{packages, say};
+use fairlead_e2e::cluster::{Cluster, Cut, lifecycle};
+use fairlead_e2e::{say, suite};
+
+/// The machine nodes that the tests of a cluster are given.
+const TEST_NODES: usize = 3;
 
 /// Brings a real cluster up on this host, and works with it. Needs root.
 #[derive(Args)]
@@ -24,7 +27,7 @@ pub struct Verbs {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Makes the programs ready, and starts nothing
+    /// Makes programs, images and disks ready, and starts nothing
     Build,
     /// Brings a cluster up, which runs until it is taken down
     Up {
@@ -34,6 +37,14 @@ enum Verb {
         /// Nodes that are namespaces, on this host's kernel
         #[arg(long, default_value_t = 0)]
         namespaces: usize,
+    },
+    /// Brings three machine nodes up, runs the tests of a real cluster there, and takes all down
+    Test {
+        /// Runs only the tests whose names contain this
+        filter: Option<String>,
+        /// Runs them on the cluster that is up, and leaves it up
+        #[arg(long)]
+        here: bool,
     },
     /// Takes the cluster down, also after its supervisor was killed, and checks that nothing is left
     Down,
@@ -119,9 +130,10 @@ pub fn run(verbs: Verbs) -> Result<ExitCode> {
     let attach = || Cluster::attach(&folder);
     match verbs.verb {
         Verb::Build => {
-            programs::ensure()?;
+            lifecycle::prepare(&[Kind::Machine, Kind::Namespace], &std::env::current_exe()?)?;
         }
         Verb::Up { machines, namespaces } => up(&folder, machines, namespaces)?,
+        Verb::Test { filter, here } => return test(&folder, filter.as_deref(), here),
         Verb::Down => down(&folder)?,
         Verb::Status => status(&attach()?)?,
         Verb::Kubectl { arguments } => {
@@ -137,21 +149,27 @@ pub fn run(verbs: Verbs) -> Result<ExitCode> {
 }
 
 fn up(folder: &Path, machines: usize, namespaces: usize) -> Result<()> {
-    packages::ensure(&[packages::TOOLS])?;
-    // here, where it can be seen and interrupted, and not in the supervisor
-    if machines + namespaces > 0 {
-        programs::ensure()?
-    } else {
-        programs::control_plane()?
-    };
-    let start = Instant::now();
-    let cluster = lifecycle::up(folder, &std::env::current_exe()?)?;
-    say(format_args!("control plane up after {:.1} s", start.elapsed().as_secs_f32()));
     let kinds = iter::repeat_n(Kind::Machine, machines).chain(iter::repeat_n(Kind::Namespace, namespaces));
+    let rig = std::env::current_exe()?;
+    lifecycle::prepare(&kinds.clone().collect::<Vec<_>>(), &rig)?;
+    let start = Instant::now();
+    let cluster = lifecycle::up(folder, &rig)?;
+    say(format_args!("control plane up after {:.1} s", start.elapsed().as_secs_f32()));
     let specs: Vec<_> = kinds.zip(1..).map(|(kind, n)| Spec::new(&format!("node{n}"), kind)).collect();
     cluster.add_nodes(&specs)?;
     say(format_args!("cluster up after {:.1} s", start.elapsed().as_secs_f32()));
     status(&cluster)
+}
+
+fn test(folder: &Path, filter: Option<&str>, here: bool) -> Result<ExitCode> {
+    if !here {
+        up(folder, TEST_NODES, 0)?;
+    }
+    let status = suite::test_cluster(folder, filter);
+    if !here {
+        down(folder)?;
+    }
+    Ok(exit_code(status?.code()))
 }
 
 fn down(folder: &Path) -> Result<()> {

@@ -145,7 +145,7 @@ fn there_is_one_service_network_and_without_it_the_defaults_hold() {
     case.write("network.yaml", &network("wlc"));
     let changes = case.folder.scan().changes;
     let Some(Change::Config(config)) = changes.first() else { panic!("{changes:?}") };
-    assert_eq!(config.proxy.ipvs.scheduler, Scheduler::Wlc);
+    assert_eq!(config.config.proxy.ipvs.scheduler, Scheduler::Wlc);
 
     case.write("another.yaml", &network("sh"));
     let (changes, errors) = case.scan();
@@ -157,7 +157,7 @@ fn there_is_one_service_network_and_without_it_the_defaults_hold() {
 
     fs::remove_file(case.dir.path().join("another.yaml")).unwrap();
     fs::remove_file(case.dir.path().join("network.yaml")).unwrap();
-    assert_eq!(case.folder.scan().changes, [Change::Config(NodeAgentConfig::default())]);
+    assert_eq!(case.folder.scan().changes, [Change::Config(NodeAgentConfig::default().into())]);
 }
 
 #[test]

@@ -174,7 +174,7 @@ fn a_broken_file_is_in_the_status_until_it_is_mended() {
     running.expect_status("all is well", |s| s.synced && s.errors.is_empty());
     write(dir.path(), "a.yaml", "kind: [");
     running.expect_status("a.yaml is broken", |s| {
-        s.synced && s.errors.iter().any(|e| e.file.ends_with("a.yaml"))
+        s.synced && s.errors.iter().any(|e| e.to_string().contains("a.yaml:"))
     });
     write(dir.path(), "a.yaml", &service("a", "10.96.0.2"));
     running.expect(&["+Service default/a"]);

@@ -1,4 +1,4 @@
-//! What the demo claims: checked when it is printed, and listed again at the end.
+//! What a demo claims: checked when it is printed, and listed again at the end.
 
 use anyhow::{Result, bail};
 
