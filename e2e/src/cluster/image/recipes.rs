@@ -17,15 +17,15 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// An image needs no libraries that way, and the one target that every toolchain has will do.
 const STATIC: &str = "target.x86_64-unknown-linux-gnu.rustflags=[\"-C\",\"target-feature=+crt-static\"]";
 
-/// How the product is built: as it is released.
-const RELEASE: &[&str] = &["--release"];
-
-/// How the rig's own programs are built: they change with every change of the rig, and need not be fast.
-const QUICK: &[&str] = &[
+/// As a release, but for what takes most of a build's time and changes nothing that a test can see: optimisation at link
+/// time, and the last of the optimisation itself.
+const PROFILE: &[&str] = &[
     "--profile=image",
-    "--config=profile.image.inherits=\"dev\"",
-    "--config=profile.image.opt-level=1",
-    "--config=profile.image.debug=false",
+    "--config=profile.image.inherits=\"release\"",
+    "--config=profile.image.opt-level=2",
+    "--config=profile.image.lto=false",
+    "--config=profile.image.codegen-units=16",
+    "--config=profile.image.incremental=true",
     "--config=profile.image.strip=true",
 ];
 
@@ -115,26 +115,20 @@ fn with_shell(mut recipe: Recipe, busybox: &Path) -> Recipe {
 
 /// Builds the static programs, and returns where they are.
 fn build() -> Result<BTreeMap<String, PathBuf>> {
-    let target = workspace()?.join("target/image");
     say("building the programs of images (the first time, minutes)");
-    let [product, traffic] = [
-        cargo(&target, RELEASE, &product_packages()?, "--bins")?,
-        cargo(&target, QUICK, &[RIG.to_owned()], "--bin=traffic")?,
-    ];
-    Ok(product.into_iter().chain(traffic).collect())
-}
-
-fn cargo(
-    target: &Path,
-    profile: &[&str],
-    packages: &[String],
-    programs: &str,
-) -> Result<BTreeMap<String, PathBuf>> {
-    let target = target.display().to_string();
+    let Metadata { packages, workspace_root } = metadata()?;
+    let product: Vec<_> = PRODUCT
+        .iter()
+        .filter(|name| packages.iter().any(|package| package.name == **name))
+        .copied()
+        .collect();
+    ensure!(!product.is_empty(), "the workspace has none of {}", PRODUCT.join(", "));
+    let target = workspace_root.join("target/image").display().to_string();
     let mut args = vec!["build", "--quiet", "--target", TARGET, "--target-dir", &target, "--config", STATIC];
-    args.extend(profile);
-    args.extend(packages.iter().flat_map(|package| ["-p", package]));
-    args.push(programs);
+    args.extend(PROFILE);
+    args.extend(["-p", RIG, "--bin", TRAFFIC]);
+    // its crates and its programs have the same names
+    args.extend(product.iter().flat_map(|name| ["-p", name, "--bin", name]));
     executables(&suite::cargo(&args)?)
 }
 
@@ -168,17 +162,6 @@ fn metadata() -> Result<Metadata> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["metadata", "--no-deps", "--format-version=1"]).current_dir(env!("CARGO_MANIFEST_DIR"));
     serde_json::from_str(&output_of(&mut cargo)?).context("failed to read cargo's metadata")
-}
-
-fn workspace() -> Result<PathBuf> {
-    Ok(metadata()?.workspace_root)
-}
-
-fn product_packages() -> Result<Vec<String>> {
-    let packages: Vec<_> = metadata()?.packages.into_iter().map(|package| package.name).collect();
-    let product: Vec<_> = packages.into_iter().filter(|name| PRODUCT.contains(&name.as_str())).collect();
-    ensure!(!product.is_empty(), "the workspace has none of {}", PRODUCT.join(", "));
-    Ok(product)
 }
 
 #[cfg(test)]
