@@ -82,10 +82,15 @@ fn content(config: &NodeAgentConfig) -> Result<Value, RevisionError> {
 }
 
 fn name(data: &Value) -> String {
+    format!("fairlead-{}", digest(data))
+}
+
+/// Ten hexadecimal digits by which one tells that two values are the same.
+pub fn digest(data: &Value) -> String {
     let mut hash = Sha256::new();
     feed(&mut hash, data);
     let digest = hash.finalize();
-    digest.iter().take(5).fold("fairlead-".to_owned(), |name, byte| format!("{name}{byte:02x}"))
+    digest.iter().take(5).fold(String::new(), |name, byte| format!("{name}{byte:02x}"))
 }
 
 /// The order of fields is left out: it depends on a feature of `serde_json` that any dependency may switch.

@@ -60,6 +60,16 @@ impl Programs {
         [&self.assets, &Some(self.kubernetes.clone()), &self.node].into_iter().flatten().cloned().collect()
     }
 
+    /// The programs that a node runs: kubelet, and all of its folder.
+    pub fn node_files(&self) -> Result<Vec<PathBuf>> {
+        let folder = self.node_folder()?;
+        let entries = fs::read_dir(folder).with_context(|| format!("failed to list {}", folder.display()))?;
+        let mut files = vec![self.path("kubelet")?];
+        files.extend(entries.filter_map(Result::ok).map(|entry| entry.path()));
+        files.sort();
+        Ok(files)
+    }
+
     /// The folder of containerd, its shim, ctr, runc and the CNI plugins.
     pub fn node_folder(&self) -> Result<&Path> {
         self.node.as_deref().context("the programs of a node are not built here: use programs::ensure")

@@ -109,26 +109,38 @@ pub struct Command {
 #[derive(Debug)]
 pub struct Machine {
     options: Options,
+    kernel: Kernel,
+}
+
+/// What all machines boot.
+#[derive(Debug)]
+struct Kernel {
     image: Image,
     accel: Accel,
+    /// The rig's program.
+    rig: PathBuf,
 }
 
 impl Machine {
-    /// Makes sure that packages, kernel and initramfs are there, and that KVM has been tried.
+    /// Makes sure that packages, kernel and initramfs are there, and that KVM has been tried. This is the rig's program.
     pub fn new(options: Options) -> Result<Self> {
-        let image = image::ensure()?;
-        let accel = accel::choose(&image.key, |limit| {
-            let hardware = Hardware { options, ..Hardware::default() };
-            cache::scratch().is_ok_and(|folder| {
-                start(&image, &hardware, Accel::Kvm, folder.path(), HOSTNAME, limit).is_ok()
-            })
-        })?;
-        Ok(Self { options, image, accel })
+        Self::of_program(options, Path::new("/proc/self/exe"))
     }
 
-    /// Boots a machine, with its files (console, what QEMU says) in `folder`.
+    /// As [`Self::new`], in a program that is not the rig's.
+    pub fn of_program(options: Options, rig: &Path) -> Result<Self> {
+        let mut kernel = Kernel { image: image::ensure()?, accel: Accel::Kvm, rig: rig.to_owned() };
+        kernel.accel = accel::choose(&kernel.image.key, |limit| {
+            let hardware = Hardware { options, ..Hardware::default() };
+            cache::scratch()
+                .is_ok_and(|folder| kernel.start(&hardware, folder.path(), HOSTNAME, limit).is_ok())
+        })?;
+        Ok(Self { options, kernel })
+    }
+
+    /// Boots a machine, with its files (the rig's program, console, what QEMU says) in `folder`.
     pub fn boot(&self, hardware: &Hardware, folder: &Path, hostname: &str) -> Result<Booted> {
-        at_most_twice(|| start(&self.image, hardware, self.accel, folder, hostname, BOOT_LIMIT))
+        at_most_twice(|| self.kernel.start(hardware, folder, hostname, BOOT_LIMIT))
     }
 
     /// Boots, runs `command`, and passes on what it prints to the rig's own stdout and stderr as it comes.
@@ -140,27 +152,23 @@ impl Machine {
         say(format_args!(
             "machine up after {:.1} s ({}): {}",
             begin.elapsed().as_secs_f32(),
-            self.accel,
+            self.kernel.accel,
             command.argv.join(" ")
         ));
         machine.pass_on(command).map_err(|error| machine.qemu.post_mortem(&error))
     }
 }
 
-fn start(
-    image: &Image,
-    hardware: &Hardware,
-    accel: Accel,
-    folder: &Path,
-    hostname: &str,
-    limit: Duration,
-) -> Result<Booted> {
-    let mut qemu = Qemu::start(image, hardware, accel, folder)?;
-    let preparation = Preparation { hostname: hostname.to_owned(), modules: Some(image.modules.clone()) };
-    let ready = qemu.session().prepare(preparation).and_then(|prepared| prepared.until_ready(limit));
-    match ready {
-        Ok(()) => Ok(Booted { qemu }),
-        Err(error) => Err(qemu.post_mortem(&error.context("the machine did not come up"))),
+impl Kernel {
+    fn start(&self, hardware: &Hardware, folder: &Path, hostname: &str, limit: Duration) -> Result<Booted> {
+        let mut qemu = Qemu::start(self, hardware, folder)?;
+        let modules = Some(self.image.modules.clone());
+        let preparation = Preparation { hostname: hostname.to_owned(), modules };
+        let ready = qemu.session().prepare(preparation).and_then(|prepared| prepared.until_ready(limit));
+        match ready {
+            Ok(()) => Ok(Booted { qemu }),
+            Err(error) => Err(qemu.post_mortem(&error.context("the machine did not come up"))),
+        }
     }
 }
 

@@ -7,8 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result};
 
 use super::accel::Accel;
-use super::image::Image;
-use super::{Hardware, Nic, Options};
+use super::{Hardware, Kernel, Nic, Options};
 use crate::process::Kept;
 use crate::session::Session;
 
@@ -43,7 +42,7 @@ struct Files {
 
 impl Qemu {
     /// Starts QEMU, with the machine's files in `folder`.
-    pub fn start(image: &Image, hardware: &Hardware, accel: Accel, folder: &Path) -> Result<Self> {
+    pub fn start(kernel: &Kernel, hardware: &Hardware, folder: &Path) -> Result<Self> {
         let files = Files {
             rig: folder.join(RIG),
             console: folder.join("console.log"),
@@ -51,14 +50,14 @@ impl Qemu {
         };
         // a copy, because cargo may replace the program while it runs
         if !files.rig.exists() {
-            fs::copy("/proc/self/exe", &files.rig)
+            fs::copy(&kernel.rig, &files.rig)
                 .with_context(|| format!("failed to copy the rig to {}", files.rig.display()))?;
         }
         let mut command = match &hardware.nic {
             Some(Nic { namespace, .. }) => namespace.command(QEMU),
             None => Command::new(QEMU),
         };
-        arguments(&mut command, image, hardware.options, accel, &files);
+        arguments(&mut command, kernel, hardware.options, &files);
         devices(&mut command, hardware);
         command.envs(&hardware.env);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(&files.said)?);
@@ -99,7 +98,8 @@ impl Qemu {
     }
 }
 
-fn arguments(command: &mut Command, image: &Image, options: Options, accel: Accel, files: &Files) {
+fn arguments(command: &mut Command, kernel: &Kernel, options: Options, files: &Files) {
+    let Kernel { image, accel, .. } = kernel;
     command.args(["-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"]);
     match accel {
         Accel::Kvm => command.args(["-accel", "kvm", "-cpu", "host"]),

@@ -1,6 +1,7 @@
 //! `rig`: builds, boots and tests; what the Makefile calls.
 
 mod cluster;
+mod inside;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -47,6 +48,9 @@ enum Verb {
     /// What runs commands in the machine
     #[command(hide = true)]
     GuestServe,
+    /// Steps inside a node
+    #[command(hide = true)]
+    Inside(inside::Step),
     /// Runs test binaries in the machine
     #[command(hide = true)]
     GuestTests {
@@ -81,6 +85,7 @@ fn main() -> ExitCode {
     let verb = Args::parse().verb;
     let done = match verb {
         Verb::GuestInit => machine::guest::main(),
+        Verb::Inside(step) => step.run(),
         Verb::GuestServe => machine::guest::serve().map(|()| ExitCode::SUCCESS),
         Verb::Test { filter, host, timeout } => {
             let place = if host { suite::Place::Host } else { suite::Place::Machine };

@@ -1,0 +1,187 @@
+//! What the images hold.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+use super::archive::{Content, Image, Recipe};
+use crate::machine::cache;
+use crate::process::output_of;
+use crate::{packages, say, suite};
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// An image needs no libraries that way, and the one target that every toolchain has will do.
+const STATIC: &str = "target.x86_64-unknown-linux-gnu.rustflags=[\"-C\",\"target-feature=+crt-static\"]";
+
+/// Those of our programs that exist go into the image of the product.
+const PRODUCT: &[&str] = &["fairlead-operator", "fairlead-node-agent"];
+
+const RIG: &str = "fairlead-e2e";
+const TRAFFIC: &str = "traffic";
+
+/// Brings a shell and modprobe, in one static file.
+const BUSYBOX: &[(&str, &str)] = &[("busybox", "busybox-static")];
+
+/// busybox' programs that are in an image by their names: what the agent calls, and what one looks around with.
+const APPLETS: &[&str] =
+    &["cat", "grep", "ip", "ls", "lsmod", "modprobe", "ping", "ps", "sh", "sleep", "wget"];
+
+/// The images of a cluster.
+#[derive(Debug, Clone)]
+pub struct Images {
+    /// The operator and the node agent.
+    pub fairlead: Image,
+    /// What holds a pod's namespaces.
+    pub pause: Image,
+    /// The rig's servers and clients.
+    pub traffic: Image,
+}
+
+impl Images {
+    /// Builds the programs, and makes the images of them.
+    pub fn make() -> Result<Self> {
+        packages::ensure(&[BUSYBOX])?;
+        let busybox = packages::find("busybox").context("failed to find busybox")?;
+        let linked = output_of(Command::new("ldd").arg(&busybox));
+        ensure!(linked.is_err(), "{} is not static: install busybox-static", busybox.display());
+        let programs = build()?;
+        let traffic = programs.get(TRAFFIC).context("cargo built no program called traffic")?;
+        let folder = cache::folder()?.join("images");
+        let [product, pause, of_traffic] = [
+            product(&programs, &busybox),
+            Recipe {
+                name: name("pause"),
+                files: BTreeMap::from([("traffic".into(), Content::Program(traffic.clone()))]),
+                entrypoint: ["/traffic", "pause"].map(ToOwned::to_owned).into(),
+            },
+            with_shell(
+                Recipe {
+                    name: name(TRAFFIC),
+                    files: BTreeMap::from([("bin/traffic".into(), Content::Program(traffic.clone()))]),
+                    entrypoint: vec!["/bin/traffic".to_owned()],
+                },
+                &busybox,
+            ),
+        ];
+        Ok(Self {
+            fairlead: product.make(&folder)?,
+            pause: pause.make(&folder)?,
+            traffic: of_traffic.make(&folder)?,
+        })
+    }
+
+    /// All of them.
+    pub fn all(&self) -> [&Image; 3] {
+        [&self.fairlead, &self.pause, &self.traffic]
+    }
+}
+
+fn name(last: &str) -> String {
+    format!("fairlead.dev/rig/{last}")
+}
+
+fn product(programs: &BTreeMap<String, PathBuf>, busybox: &Path) -> Recipe {
+    let ours = programs.iter().filter(|(name, _)| PRODUCT.contains(&name.as_str()));
+    let files =
+        ours.map(|(name, file)| (Path::new("usr/local/bin").join(name), Content::Program(file.clone())));
+    with_shell(Recipe { name: name("fairlead"), files: files.collect(), entrypoint: Vec::new() }, busybox)
+}
+
+fn with_shell(mut recipe: Recipe, busybox: &Path) -> Recipe {
+    recipe.files.insert("bin/busybox".into(), Content::Program(busybox.to_owned()));
+    for applet in APPLETS {
+        recipe.files.insert(Path::new("bin").join(applet), Content::Link("busybox".into()));
+    }
+    // modprobe reads the administrator's options there, and complains when it cannot
+    recipe.files.insert("etc/modprobe.d".into(), Content::Folder);
+    recipe
+}
+
+/// Builds the static programs, and returns where they are.
+fn build() -> Result<BTreeMap<String, PathBuf>> {
+    let target = workspace()?.join("target/image");
+    let [product, traffic] = [
+        cargo(&target, &product_packages()?, "--bins")?,
+        cargo(&target, &[RIG.to_owned()], "--bin=traffic")?,
+    ];
+    Ok(product.into_iter().chain(traffic).collect())
+}
+
+fn cargo(target: &Path, packages: &[String], programs: &str) -> Result<BTreeMap<String, PathBuf>> {
+    say(format_args!("building {} for images", packages.join(", ")));
+    let target = target.display().to_string();
+    let mut args =
+        vec!["build", "--release", "--target", TARGET, "--target-dir", &target, "--config", STATIC];
+    args.extend(packages.iter().flat_map(|package| ["-p", package]));
+    args.push(programs);
+    executables(&suite::cargo(&args)?)
+}
+
+/// The programs that cargo's messages speak of, by name.
+fn executables(messages: &str) -> Result<BTreeMap<String, PathBuf>> {
+    #[derive(Deserialize)]
+    struct Message {
+        executable: Option<PathBuf>,
+    }
+    let lines = messages.lines().filter(|line| line.starts_with('{'));
+    let messages: Vec<Message> = lines
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()
+        .context("failed to read cargo's messages")?;
+    let files = messages.into_iter().filter_map(|message| message.executable);
+    Ok(files.filter_map(|file| Some((file.file_name()?.to_str()?.to_owned(), file))).collect())
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+    workspace_root: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    name: String,
+}
+
+fn metadata() -> Result<Metadata> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["metadata", "--no-deps", "--format-version=1"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    serde_json::from_str(&output_of(&mut cargo)?).context("failed to read cargo's metadata")
+}
+
+fn workspace() -> Result<PathBuf> {
+    Ok(metadata()?.workspace_root)
+}
+
+fn product_packages() -> Result<Vec<String>> {
+    let packages: Vec<_> = metadata()?.packages.into_iter().map(|package| package.name).collect();
+    let product: Vec<_> = packages.into_iter().filter(|name| PRODUCT.contains(&name.as_str())).collect();
+    ensure!(!product.is_empty(), "the workspace has none of {}", PRODUCT.join(", "));
+    Ok(product)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_product_is_what_exists_of_it_with_a_shell_and_modprobe() {
+        let programs = ["fairlead-node-agent", "crdgen"].map(|name| (name.to_owned(), PathBuf::from(name)));
+        let recipe = product(&programs.into(), Path::new("/bin/busybox"));
+        let ours: Vec<_> = recipe.files.keys().filter(|path| path.starts_with("usr")).collect();
+        assert_eq!(ours, [Path::new("usr/local/bin/fairlead-node-agent")]);
+        assert_eq!(recipe.files[Path::new("bin/modprobe")], Content::Link("busybox".into()));
+    }
+
+    #[test]
+    fn programs_are_taken_from_cargos_messages() {
+        let messages = "{\"reason\":\"compiler-artifact\",\"executable\":\"/t/release/traffic\"}\n\
+                        {\"reason\":\"compiler-artifact\",\"executable\":null}\n{\"reason\":\"build-finished\"}\n";
+        let programs = executables(messages).unwrap();
+        assert_eq!(programs, BTreeMap::from([("traffic".to_owned(), "/t/release/traffic".into())]));
+    }
+}
