@@ -30,7 +30,7 @@ use crate::{
     metrics::Metrics,
     model::tracker::Model,
     state::{record::Record, snapshot::Snapshot},
-    status::{Dataplane, Shared},
+    status::{Applied, Dataplane, Shared},
     watch::{Change, SourceHealth},
 };
 
@@ -81,6 +81,8 @@ pub struct Agent {
     reconciler: Option<Reconciler<LinuxKernel>>,
     /// With mode None: nothing of ours is left.
     taken_down: bool,
+    /// What does not depend on any one Service could not be programmed as configured.
+    base_failed: bool,
     /// Writes the snapshot; it must not stand in the way of a change.
     writer: Option<JoinHandle<()>>,
     retry: Retry,
@@ -124,6 +126,7 @@ impl Agent {
             model: Model::new(Timestamp::now()),
             reconciler: None,
             taken_down: false,
+            base_failed: false,
             writer: None,
             retry: Retry { at: now, pause: RETRY.0 },
             due: Due {
@@ -233,10 +236,13 @@ impl Agent {
         let mut bulky = changes.rows.len() > BULK;
         if (changes.node.is_some() || changes.config.is_some())
             && let Some(settings) = settings(&self.model)
-            && let Err(failure) = reconciler.configure(settings)
         {
-            tracing::error!(error = failure.chain(), "failed to apply the configuration; trying again");
-            self.due.audit = now + RETRY.0;
+            let configured = reconciler.configure(settings);
+            self.base_failed = configured.is_err();
+            if let Err(failure) = configured {
+                tracing::error!(error = failure.chain(), "failed to apply the configuration; trying again");
+                self.due.audit = now + RETRY.0;
+            }
         }
         for (name, row) in changes.rows {
             reconciler.table.set(name, row);
@@ -248,9 +254,12 @@ impl Agent {
             self.due.audit = now + AUDIT_PERIOD;
             // It reads the whole kernel beside what is known of it.
             bulky |= reconciler.table.counts().done > BULK;
-            if let Err(failure) = reconciler.audit() {
-                tracing::error!(error = failure.chain(), "failed to audit the kernel; trying again");
-                self.due.audit = now + RETRY.0;
+            match reconciler.audit() {
+                Ok(()) => self.base_failed = false,
+                Err(failure) => {
+                    tracing::error!(error = failure.chain(), "failed to audit the kernel; trying again");
+                    self.due.audit = now + RETRY.0;
+                }
             }
         }
         if self.due.routes.is_some_and(|at| at <= now) {
@@ -296,6 +305,7 @@ impl Agent {
                 self.retry.pause = RETRY.0;
                 self.shared.update(|status| status.refused = None);
                 self.metrics.refusals.clear();
+                self.base_failed = false;
                 self.reconciler = Some(reconciler);
             }
             Err(not) => {
@@ -412,6 +422,8 @@ impl Agent {
         let source = self.source.get();
         self.metrics.source_errors.set(i64::try_from(source.errors.len()).unwrap_or(i64::MAX));
         let mode = self.model.config().map(|config| config.proxy.mode);
+        let applied = self.applied();
+        let taken_down = self.taken_down;
         let eligible = self.model.node().map(|node| node.eligible);
         let mut reconciler = self.reconciler.as_mut();
         let owners =
@@ -422,6 +434,8 @@ impl Agent {
             status.mode = mode;
             status.eligible = eligible;
             status.source = source;
+            status.applied = applied.or(status.applied.take());
+            status.settled |= taken_down;
             let Some(reconciler) = reconciler else { return };
             status.rows = reconciler.table.counts();
             status.totals = reconciler.totals.clone();
@@ -435,6 +449,18 @@ impl Agent {
                 status.programmed();
             }
         });
+    }
+
+    /// The configuration, if at this moment the kernel has all of it.
+    fn applied(&self) -> Option<Applied> {
+        let in_kernel = match &self.reconciler {
+            Some(reconciler) => {
+                !self.base_failed && reconciler.is_settled() && !reconciler.is_due(Instant::now())
+            }
+            None => self.taken_down,
+        };
+        let configured = self.model.configured().filter(|_| in_kernel)?;
+        Some(Applied { revision: configured.revision.clone(), mode: configured.config.proxy.mode })
     }
 
     fn next_deadline(&self) -> Instant {

@@ -20,6 +20,7 @@ pub mod netlink;
 pub mod nft;
 pub mod policy_route;
 pub mod preflight;
+pub mod report;
 pub mod serve;
 pub mod state;
 pub mod status;

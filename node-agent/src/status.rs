@@ -8,10 +8,11 @@ use std::{
 
 use fairlead_crds::ProxyMode;
 use serde::Serialize;
+use tokio::sync::watch as cell;
 
 use crate::{
     bring_up::Refused,
-    dataplane::{reconciler::Totals, table::Counts},
+    dataplane::{RowError, reconciler::Totals, table::Counts},
     ipvs::VirtualServerKey,
     model::ServicePortName,
     watch::{SourceError, SourceStatus},
@@ -26,12 +27,14 @@ pub struct Dataplane {
     pub totals: Totals,
     /// Draining backends.
     pub draining: usize,
-    /// Failed and refused service ports with the reason, the first hundred.
-    pub errors: Vec<(ServicePortName, String)>,
+    /// Failed and refused service ports with the reason, the first hundred, failed ones first.
+    pub errors: Vec<RowError>,
     /// Which service port a virtual server belongs to.
     pub owners: Arc<HashMap<VirtualServerKey, ServicePortName>>,
     /// The proxy mode asked for, once known.
     pub mode: Option<ProxyMode>,
+    /// What was last wholly in the kernel: a configuration, and every Service under it.
+    pub applied: Option<Applied>,
     /// The source of objects.
     pub source: SourceStatus,
     /// Why the node is not programmed.
@@ -82,6 +85,15 @@ impl Dataplane {
     }
 }
 
+/// A configuration that the kernel has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The revision that holds it; none for the configuration of a manifests folder.
+    pub revision: Option<Arc<str>>,
+    /// Its proxy mode.
+    pub mode: ProxyMode,
+}
+
 /// One reason why the node is not ready.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct NotReady {
@@ -93,16 +105,28 @@ pub struct NotReady {
 
 /// Shared by the threads of the agent.
 #[derive(Clone, Debug, Default)]
-pub struct Shared(Arc<Mutex<Dataplane>>);
+pub struct Shared(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    dataplane: Mutex<Dataplane>,
+    changed: cell::Sender<()>,
+}
 
 impl Shared {
     /// The present state.
     pub fn read(&self) -> Dataplane {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.dataplane.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Changes it.
     pub fn update(&self, change: impl FnOnce(&mut Dataplane)) {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.0.dataplane.lock().unwrap_or_else(PoisonError::into_inner));
+        self.0.changed.send_replace(());
+    }
+
+    /// Is marked changed after each update, whether that made a difference or not.
+    pub fn changes(&self) -> cell::Receiver<()> {
+        self.0.changed.subscribe()
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fairlead_node_agent::{
     bring_up::settings,
-    dataplane::{LinuxKernel, Reconciler},
+    dataplane::{LinuxKernel, Reconciler, RowError},
     ipvs::Client,
     model::Model,
     state::record::Record,
@@ -70,7 +70,7 @@ impl Node {
             }
         }
         match self.reconciler.errors().pop() {
-            Some((port, reason)) => bail!("{port}: {reason}"),
+            Some(RowError { name, reason, .. }) => bail!("{name}: {reason}"),
             None => Ok(()),
         }
     }

@@ -15,6 +15,7 @@ use fairlead_crds::{
     ProxyMode,
     api_client::{self, ApiServers},
 };
+use kube::Client;
 use prometheus_client::registry::Registry;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -30,6 +31,7 @@ use crate::{
     metrics::{self, IpvsReader, Metrics},
     model::Family,
     preflight::{Host, sysctl},
+    report::Reporter,
     serve::{self, Endpoints, HealthRequests, health_router, introspection_router},
     state::{record::Record, snapshot::Snapshot},
     status::Shared,
@@ -69,7 +71,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
         .spawn(move || agent.run(&queue))
         .context("failed to start the agent's thread")?;
 
-    let endpoints = endpoints(shared, registry, requests, ipv6);
+    let endpoints = endpoints(shared.clone(), registry, requests, ipv6);
     let result = runtime.block_on(async {
         let (stop, stopped) = cell::channel(false);
         let health =
@@ -77,6 +79,9 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
         let introspection =
             answer(args.metrics_bind_address, introspection_router(endpoints), is_ours, stopped);
         let servers = tokio::spawn(async move { tokio::join!(health, introspection) });
+        if let Some(reporter) = source.reporter(shared) {
+            tokio::spawn(reporter.run());
+        }
         let told = tokio::select! {
             told = told_to_stop() => told,
             () = source.ended() => Err(anyhow!("a task that follows the API ended: this is a bug")),
@@ -97,7 +102,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
 /// Where objects come from.
 enum Source {
     Manifests(Manifests),
-    Api(ApiSource),
+    Api { source: ApiSource, client: Client, node: String },
 }
 
 impl Source {
@@ -118,24 +123,32 @@ impl Source {
         };
         let connection = api_client::connect(&options).await.context("failed to set up the API client")?;
         let running = remembered(state_dir, &connection.servers);
-        Ok(Self::Api(ApiSource::start(&connection, node, running, move |changes| {
+        let source = ApiSource::start(&connection, node, running, move |changes| {
             // An agent that has ended needs no changes.
             let _ = inputs.send(Input::Changes(changes));
-        })))
+        });
+        Ok(Self::Api { source, client: connection.client, node: node.to_owned() })
     }
 
     fn health(&self) -> SourceHealth {
         match self {
             Self::Manifests(source) => source.health(),
-            Self::Api(source) => source.health(),
+            Self::Api { source, .. } => source.health(),
         }
+    }
+
+    /// What tells the cluster of this node; a folder has nobody to tell.
+    fn reporter(&self, shared: Shared) -> Option<Reporter> {
+        let Self::Api { source, client, node } = self else { return None };
+        let version = env!("CARGO_PKG_VERSION");
+        Some(Reporter::new(client, node, source.own(), shared, version))
     }
 
     /// Waits for the end that a source should not have.
     async fn ended(&mut self) {
         match self {
             Self::Manifests(_) => std::future::pending().await,
-            Self::Api(source) => source.ended().await,
+            Self::Api { source, .. } => source.ended().await,
         }
     }
 }

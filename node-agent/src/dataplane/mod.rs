@@ -25,3 +25,4 @@ pub use kernel::{Base, Kernel, KernelFailure};
 pub use key::ServerKey;
 pub use linux::LinuxKernel;
 pub use reconciler::{Reconciler, Settings};
+pub use table::RowError;

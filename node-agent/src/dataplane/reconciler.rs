@@ -26,7 +26,7 @@ use super::{
     marks::Marks,
     mirror::{Claims, DRAINING, Mirror},
     ruleset::Element,
-    table::{Table, Work},
+    table::{RowError, Table, Work},
 };
 use crate::{
     error::chain,
@@ -180,8 +180,8 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// Failed and refused service ports with the reason, the first hundred.
-    pub fn errors(&self) -> Vec<(ServicePortName, String)> {
-        self.table.errors().take(100).map(|(name, reason)| (name.clone(), reason.to_owned())).collect()
+    pub fn errors(&self) -> Vec<RowError> {
+        self.table.errors().take(100).collect()
     }
 
     /// Which row each virtual server belongs to, if that changed since the last call.

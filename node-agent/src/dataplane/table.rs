@@ -60,6 +60,19 @@ pub struct Counts {
     pub done: usize,
     /// Failed or refused.
     pub error: usize,
+    /// Those of them that were refused for what they say: only a change of the Service can mend it.
+    pub refused: usize,
+}
+
+/// A row that is not in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RowError {
+    /// The row.
+    pub name: ServicePortName,
+    /// Why.
+    pub reason: String,
+    /// It was refused for what it says; the kernel has not failed.
+    pub refused: bool,
 }
 
 /// All rows.
@@ -203,15 +216,22 @@ impl Table {
     /// Rows by state.
     pub fn counts(&self) -> Counts {
         let (pending, error) = (self.pending.len(), self.errors.len());
-        Counts { pending, error, done: self.rows.len().saturating_sub(pending + error) }
+        let done = self.rows.len().saturating_sub(pending + error);
+        // What failed is tried again.
+        Counts { pending, error, done, refused: error.saturating_sub(self.retries.len()) }
     }
 
-    /// Failed and refused rows, with the reason.
-    pub fn errors(&self) -> impl Iterator<Item = (&ServicePortName, &str)> {
-        self.errors.iter().filter_map(|name| match &self.rows.get(name)?.status {
-            Status::Error(message) => Some((name, message.as_str())),
-            _ => None,
-        })
+    /// Rows that are not in the kernel, those that failed before those that were refused.
+    pub fn errors(&self) -> impl Iterator<Item = RowError> {
+        let of = |refused| {
+            self.errors.iter().filter_map(move |name| {
+                let entry = self.rows.get(name)?;
+                let Status::Error(reason) = &entry.status else { return None };
+                let wanted = entry.retry_at.is_none() == refused;
+                wanted.then(|| RowError { name: name.clone(), reason: reason.clone(), refused })
+            })
+        };
+        of(false).chain(of(true))
     }
 
     /// What a row should be.
@@ -274,7 +294,7 @@ mod tests {
         for _ in 0..12 {
             let work = table.take(1, now).pop().expect("due");
             table.finish(&work, Err("no memory".into()), now);
-            assert_eq!(table.counts(), Counts { pending: 0, done: 0, error: 1 });
+            assert_eq!(table.counts(), Counts { pending: 0, done: 0, error: 1, refused: 0 });
             let at = table.next_retry().unwrap();
             assert!(table.take(1, now).is_empty());
             delays.push((at - now).as_millis());
@@ -284,7 +304,7 @@ mod tests {
         assert_eq!(delays.last(), Some(&60_000));
         let work = table.take(1, now).pop().unwrap();
         table.finish(&work, Ok(()), now);
-        assert_eq!(table.counts(), Counts { pending: 0, done: 1, error: 0 });
+        assert_eq!(table.counts(), Counts { pending: 0, done: 1, error: 0, refused: 0 });
         assert_eq!(table.next_retry(), None);
     }
 
@@ -309,9 +329,10 @@ mod tests {
         table.set(web.clone(), Some(Err(Refusal::Affinity)));
         let work = table.take(1, Instant::now()).pop().unwrap();
         table.finish(&work, Ok(()), Instant::now());
-        assert_eq!(table.counts().error, 1);
+        assert_eq!(table.counts(), Counts { error: 1, refused: 1, ..Counts::default() });
         assert_eq!(table.next_retry(), None);
-        assert!(table.errors().next().unwrap().1.contains("sessionAffinity"));
+        let error = table.errors().next().unwrap();
+        assert!(error.refused && error.reason.contains("sessionAffinity"), "{error:?}");
     }
 
     #[test]

@@ -246,13 +246,13 @@ fn a_refused_backend_makes_its_row_an_error_until_the_kernel_takes_it() {
     rig.set(Protocol::Tcp, Some(&["10.244.1.2:80"]));
     let log = rig.round();
     assert!(!log.iter().any(|line| line.contains("add cluster-ips")), "{log:#?}");
-    assert_eq!(rig.counts(), Counts { pending: 0, done: 0, error: 1 });
-    let (_, reason) = rig.reconciler.table.errors().next().unwrap();
+    assert_eq!(rig.counts(), Counts { pending: 0, done: 0, error: 1, refused: 0 });
+    let reason = rig.reconciler.table.errors().next().unwrap().reason;
     assert!(reason.contains("10.244.1.2:80") && reason.contains("Cannot allocate memory"), "{reason}");
     rig.kernel.0.borrow_mut().refuse = None;
     let later = rig.reconciler.table.next_retry().unwrap();
     rig.reconciler.round(later);
-    assert_eq!(rig.counts(), Counts { pending: 0, done: 1, error: 0 });
+    assert_eq!(rig.counts(), Counts { pending: 0, done: 1, error: 0, refused: 0 });
 }
 
 #[test]

@@ -65,9 +65,7 @@ impl OwnHandler {
     }
 
     fn absent(&self) {
-        let is_new = |own: &mut OwnNode| {
-            !matches!(std::mem::replace(own, OwnNode::Absent), OwnNode::Absent)
-        };
+        let is_new = |own: &mut OwnNode| !matches!(std::mem::replace(own, OwnNode::Absent), OwnNode::Absent);
         if self.own.send_if_modified(is_new) {
             info!(node = &*self.outlet.node, "there is no ServiceNetworkNode of this node");
         }
