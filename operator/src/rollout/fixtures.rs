@@ -1,4 +1,5 @@
 //! Nodes, agents and pods as tests see them.
+#![allow(clippy::missing_panics_doc, reason = "only tests call this")]
 
 use fairlead_crds::conditions::{ACCEPTED, HEALTHY, PROGRAMMED, Truth};
 use k8s_openapi::{
@@ -12,10 +13,12 @@ use crate::{
     watch::{AgentPod, AgentView},
 };
 
+/// A second of a clock that begins at 0.
 pub fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
 }
 
+/// A condition since a second.
 pub fn condition(type_: &str, status: Truth, reason: &str, message: &str, since: i64) -> Condition {
     Condition {
         type_: type_.to_owned(),

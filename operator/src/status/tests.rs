@@ -141,8 +141,8 @@ fn one_bad_node_is_named_and_does_not_make_the_network_unready() {
 #[case::working_less_well_is_not_an_outage(&[Severity::Degraded, Severity::Degraded], 1000, "True AsExpected")]
 fn agents_that_are_away(#[case] troubles: &[Severity], #[case] now: i64, #[case] ready: &str) {
     let mut nodes = three_well();
-    for (node, severity) in nodes.iter_mut().zip(troubles) {
-        *node = super::tests::node(&node.name, Some((*severity, "X")));
+    for (slot, severity) in nodes.iter_mut().zip(troubles) {
+        *slot = node(&slot.name.clone(), Some((*severity, "X")));
     }
     let config = NodeAgentConfig::default();
     let plan = plan(nodes);
