@@ -35,15 +35,15 @@ pub struct Installation<'a> {
 }
 
 impl<'a> Installation<'a> {
-    /// Copies the manifests into `folder` and edits their two settings for the cluster. `image` is `name@sha256:...`.
-    pub fn prepare(cluster: &'a Cluster, image: &str, folder: &Path) -> Result<Self> {
+    /// Copies the manifests into `folder` and edits their two settings for the cluster.
+    pub fn prepare(cluster: &'a Cluster, folder: &Path) -> Result<Self> {
         for part in FOLDERS {
             copy_manifests(&Path::new(WORKSPACE).join(part), &folder.join(part))?;
         }
         let file = folder.join(SETTINGS);
         let settings =
             fs::read_to_string(&file).with_context(|| format!("failed to read {}", file.display()))?;
-        let settings = edit(&settings, &cluster.describe()?.api_server, image)?;
+        let settings = edit(&settings, &cluster.describe()?.api_server, &cluster.image("fairlead")?)?;
         fs::write(&file, settings).with_context(|| format!("failed to write {}", file.display()))?;
         Ok(Self { cluster, folder: folder.to_owned() })
     }

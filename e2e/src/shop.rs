@@ -41,8 +41,8 @@ pub struct Shop<'a> {
 
 impl<'a> Shop<'a> {
     /// Deploys it with the image of the rig's traffic, and waits until its pods are ready.
-    pub fn open(cluster: &'a Cluster, image: &str) -> Result<Self> {
-        cluster.apply(&MANIFEST.replace("IMAGE", image))?;
+    pub fn open(cluster: &'a Cluster) -> Result<Self> {
+        cluster.apply(&MANIFEST.replace("IMAGE", &cluster.image("traffic")?))?;
         let service = cluster.get("-n shop service/web")?;
         let addresses = service["spec"]["clusterIPs"].as_array().into_iter().flatten();
         let cluster_ips: Vec<IpAddr> = addresses

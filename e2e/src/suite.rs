@@ -76,6 +76,17 @@ pub fn run(place: Place, filter: Option<&str>, timeout: Duration) -> Result<()> 
     Ok(())
 }
 
+/// Names the folder of the running cluster to the tests of a cluster.
+pub const CLUSTER: &str = "FAIRLEAD_CLUSTER_FOLDER";
+
+/// Runs the tests of a cluster on the one in `folder`, one after the other.
+pub fn test_cluster(folder: &Path, filter: Option<&str>) -> Result<std::process::ExitStatus> {
+    let mut cargo = cargo_program();
+    cargo.args(["test", "-p", "fairlead-e2e", "--features=cluster,machine", "--test=cluster", "--"]);
+    cargo.args(["--test-threads=1"]).args(filter).env(CLUSTER, folder);
+    cargo.status().context("failed to start cargo")
+}
+
 /// What cargo built.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Built {

@@ -4,15 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
 use super::Context;
 use crate::ns::{Address, Process};
-use crate::process::output_of;
 
 /// The ranges of Services; the first address of each is the Service `kubernetes`.
 const SERVICES: &str = "10.96.0.0/16,fd00:10:96::/112";
@@ -39,15 +36,13 @@ const ETCD: &str = "etcd";
 #[derive(Debug)]
 pub struct ControlPlane {
     context: Context,
-    admin: PathBuf,
     running: BTreeMap<&'static str, Process>,
 }
 
 impl ControlPlane {
     /// Starts everything and waits until it serves. Its programs die with the thread that calls.
     pub fn start(context: Context) -> Result<Self> {
-        let admin = context.pki.file("admin.kubeconfig");
-        let mut plane = Self { context, admin, running: BTreeMap::new() };
+        let mut plane = Self { context, running: BTreeMap::new() };
         plane.run(ETCD, &plane.etcd())?;
         plane.run(API_SERVER, &plane.api_server())?;
         plane.until_ready()?;
@@ -103,11 +98,12 @@ impl ControlPlane {
 
     /// Waits until a command of kubectl succeeds.
     fn until(&mut self, what: &str, arguments: &[&str]) -> Result<()> {
+        let kubectl = self.context.kubectl()?;
         let start = Instant::now();
         loop {
-            let mut kubectl = Command::new(self.context.programs.path("kubectl")?);
-            kubectl.arg("--kubeconfig").arg(&self.admin).arg("--request-timeout=5s").args(arguments);
-            let Err(error) = output_of(&mut kubectl) else { return Ok(()) };
+            let Err(error) = kubectl.run(&[arguments, &["--request-timeout=5s"]].concat()) else {
+                return Ok(());
+            };
             self.check()?;
             if start.elapsed() > READY_LIMIT {
                 return Err(error)

@@ -22,7 +22,7 @@ impl Fixture {
     /// Brings one up.
     pub fn start() -> Result<Self> {
         let folder = cache::scratch()?;
-        let supervisor = Supervisor::start(folder.path())?;
+        let supervisor = Supervisor::start(folder.path(), None)?;
         Ok(Self { cluster: Cluster::attach(folder.path())?, supervisor, _folder: folder })
     }
 

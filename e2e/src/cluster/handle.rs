@@ -1,16 +1,23 @@
 //! What a test or a user does with a running cluster, from whatever process.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use super::control_plane::API_SERVER_PORT;
+use super::kubectl::Kubectl;
+use super::node::Spec;
 use super::wire::{Description, Request, ask};
 use super::{MARK, claim};
 use crate::ns::{self, Namespace};
-use crate::process::{die_with_parent, output_of, shown};
+use crate::process::die_with_parent;
+use crate::session::Output;
+
+/// How long a command on a busy emulated node may take.
+const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
 /// The table that drops the API server's packets.
 const CUT: &str = "fairlead-cut";
@@ -29,16 +36,19 @@ pub enum Cut {
 pub struct Cluster {
     folder: PathBuf,
     description: Description,
+    kubectl: Kubectl,
 }
 
 impl Cluster {
     /// The cluster that is up in a state folder.
     pub fn attach(folder: &Path) -> Result<Self> {
         let lives = claim::owner(folder)?.is_some_and(|(_, lives)| lives);
-        match Description::read(folder)? {
-            Some(description) if lives => Ok(Self { folder: std::fs::canonicalize(folder)?, description }),
-            _ => bail!("no cluster is up in {}: `rig cluster up` brings one up", folder.display()),
-        }
+        let Some(description) = Description::read(folder)?.filter(|_| lives) else {
+            bail!("no cluster is up in {}: `rig cluster up` brings one up", folder.display());
+        };
+        let folder = std::fs::canonicalize(folder)?;
+        let Description { kubectl, kubeconfig, .. } = description.clone();
+        Ok(Self { kubectl: Kubectl::new(kubectl, kubeconfig, &folder), folder, description })
     }
 
     /// The cluster as it is described now.
@@ -57,18 +67,14 @@ impl Cluster {
         self.ask(&Request::Kubeconfig { file, user, group: group.map(ToOwned::to_owned) })
     }
 
-    /// A command of kubectl, as the administrator.
+    /// kubectl as the administrator.
     pub fn kubectl_command(&self) -> Command {
-        let mut command = Command::new(&self.description.kubectl);
-        command.env("KUBECONFIG", self.kubeconfig());
-        // the one in the home folder is keyed by address, which other clusters have had
-        command.env("KUBECACHEDIR", self.folder.join("kubectl-cache"));
-        command
+        self.kubectl.command()
     }
 
     /// Runs kubectl as the administrator, and returns what it printed.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
-        output_of(self.kubectl_command().args(arguments))
+        self.kubectl.run(arguments)
     }
 
     /// Gets objects, by the arguments of `kubectl get`, separated by spaces.
@@ -79,21 +85,7 @@ impl Cluster {
 
     /// Applies manifests, as a user would.
     pub fn apply(&self, manifests: &str) -> Result<String> {
-        let mut command = self.kubectl_command();
-        command
-            .args(["apply", "-f", "-"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("failed to start `{}`", shown(&command)))?;
-        // kubectl that ends early says more with its own words than the broken pipe does
-        let input = child.stdin.take().context("a child without a standard input")?;
-        let _ = { input }.write_all(manifests.as_bytes());
-        let output = child.wait_with_output()?;
-        if !output.status.success() {
-            bail!("kubectl refused: {}\n{manifests}", String::from_utf8_lossy(&output.stderr).trim());
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        self.kubectl.apply(manifests)
     }
 
     /// The namespace of the control plane, which is the nodes' router.
@@ -106,10 +98,10 @@ impl Cluster {
         Namespace::open("client", &self.description.client)
     }
 
-    /// A command in one of the cluster's namespaces, which ends with the cluster.
+    /// A command in one of the cluster's namespaces, which ends with the cluster. kubectl works in it, by its path.
     pub fn command_in(&self, namespace: &Namespace, program: impl AsRef<Path>) -> Command {
         let mut command = namespace.command(program);
-        die_with_parent(command.env(MARK, &self.description.id));
+        self.kubectl.at_home(die_with_parent(command.env(MARK, &self.description.id)));
         command
     }
 
@@ -147,6 +139,55 @@ impl Cluster {
     /// The folder of the logs.
     pub fn logs(&self) -> PathBuf {
         self.folder.join("logs")
+    }
+
+    /// Adds a node, and waits until it is Ready.
+    pub fn add_node(&self, spec: &Spec) -> Result<()> {
+        self.ask(&Request::AddNode(spec.clone()))
+    }
+
+    /// Adds nodes at once, and waits until all are Ready.
+    pub fn add_nodes(&self, specs: &[Spec]) -> Result<()> {
+        thread::scope(|scope| {
+            let adding: Vec<_> = specs.iter().map(|spec| scope.spawn(|| self.add_node(spec))).collect();
+            adding.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow!("a thread died"))?)
+        })
+    }
+
+    /// Switches a node off, as a power cut does.
+    pub fn stop_node(&self, name: &str) -> Result<()> {
+        self.ask(&Request::StopNode(name.to_owned()))
+    }
+
+    /// Switches a node on again, and waits until it is Ready.
+    pub fn start_node(&self, name: &str) -> Result<()> {
+        self.ask(&Request::StartNode(name.to_owned()))
+    }
+
+    /// Removes a node for good, from the API too.
+    pub fn remove_node(&self, name: &str) -> Result<()> {
+        self.ask(&Request::RemoveNode(name.to_owned()))
+    }
+
+    /// Runs a command on a node to its end, whatever that is.
+    pub fn run_on(&self, node: &str, argv: &[&str], limit: Duration) -> Result<Output> {
+        let argv = argv.iter().map(|word| (*word).to_owned()).collect();
+        self.ask(&Request::RunOnNode { name: node.to_owned(), argv, limit })
+    }
+
+    /// Runs a command line (words separated by blanks) on a node, and returns what it printed.
+    pub fn output_on(&self, node: &str, command_line: &str) -> Result<String> {
+        let words: Vec<_> = command_line.split_whitespace().collect();
+        let output = self.run_on(node, &words, COMMAND_LIMIT)?;
+        if !output.status.success() {
+            bail!("`{command_line}` failed on {node} ({}): {}", output.status, output.stderr.trim());
+        }
+        Ok(output.stdout)
+    }
+
+    /// The image of a short name (`fairlead`, `traffic`), which is on every node.
+    pub fn image(&self, name: &str) -> Result<String> {
+        self.describe()?.images.remove(name).with_context(|| format!("no image {name} is on the nodes"))
     }
 
     fn ask<T: serde::de::DeserializeOwned>(&self, request: &Request) -> Result<T> {

@@ -13,11 +13,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use super::node::{Kind, Stock};
 use super::supervisor::Supervisor;
 use super::wire::DESCRIPTION;
-use super::{Cluster, claim, leftovers};
+use super::{Cluster, claim, leftovers, programs};
 use crate::machine::cache;
-use crate::say;
+use crate::{packages, say};
 
 const LOG: &str = "supervisor.log";
 
@@ -27,6 +28,17 @@ const END_LIMIT: Duration = Duration::from_secs(60);
 /// Where a cluster is kept unless told otherwise.
 pub fn default_folder() -> Result<PathBuf> {
     Ok(cache::folder()?.join("run/cluster"))
+}
+
+/// Makes ready what a cluster with nodes of these kinds is made of: here, where it can be seen and interrupted, and
+/// not in the supervisor.
+pub fn prepare(kinds: &[Kind], rig: &Path) -> Result<()> {
+    packages::ensure(&[packages::TOOLS])?;
+    if kinds.is_empty() {
+        programs::control_plane().map(drop)
+    } else {
+        Stock::ensure(&programs::ensure()?, kinds, rig).map(drop)
+    }
 }
 
 /// Brings a cluster up in `folder` that runs until it is taken down. `rig` is the rig's program.
@@ -97,7 +109,9 @@ pub fn serve(folder: &Path) -> Result<()> {
         }
     });
     let place = folder.to_owned();
-    thread::spawn(move || sender.send(Event::Started(Supervisor::start(&place))));
+    thread::spawn(move || {
+        sender.send(Event::Started(Supervisor::start(&place, Some(Path::new("/proc/self/exe")))))
+    });
     let mut up = None;
     for event in events {
         match event {

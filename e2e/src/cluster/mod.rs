@@ -1,9 +1,19 @@
 //! A real Kubernetes cluster: control plane and nodes of its own programs, on this host and nowhere else.
 //!
+//! ```text
+//!   rig cluster up ── starts ──> supervisor ── keeps ──> etcd, API server, controllers, scheduler   (router's namespace)
+//!   rig cluster ..., Cluster ── socket ──┘   └─ keeps ──> a node each: machine (QEMU) or namespaces
+//! ```
+//!
+//! * [`Fixture`] is a control plane for one test, ready in seconds; [`lifecycle`] brings up a cluster that stays.
+//! * [`Cluster`] is what a test or a user does with either.
+//! * [`Supervisor`] owns a cluster: all that it has started ends with it, also when it is killed.
+//! * [`node`] is a kubelet and a containerd in a machine or in namespaces; [`image`] makes the images of its pods.
+//! * [`network`] is the namespaces that it all runs in; [`pki`] the certificates.
 //! * [`programs`] builds Kubernetes and a container runtime, once.
-//! * [`node`] is a kubelet and a containerd in a machine or in namespaces.
-//! * [`image`] makes the images of its pods.
-//! * [`network`] is the namespaces that it all runs in.
+//! * [`leftovers`] sees to it that nothing is left.
+//!
+//! It needs root. It changes nothing of the host but for one network device, which is gone with the cluster.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -12,6 +22,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 
 use crate::process::die_with_parent;
+use kubectl::Kubectl;
 use network::Network;
 use programs::Programs;
 
@@ -21,10 +32,12 @@ mod fixture;
 mod handle;
 pub mod image;
 mod keeper;
+mod kubectl;
 pub mod leftovers;
 pub mod lifecycle;
 pub mod network;
 pub mod node;
+mod nodes;
 pub mod pki;
 pub mod programs;
 mod supervisor;
@@ -33,6 +46,9 @@ pub mod wire;
 pub use fixture::Fixture;
 pub use handle::{Cluster, Cut};
 pub use supervisor::Supervisor;
+
+/// The administrator's kubeconfig.
+const ADMIN: &str = "admin.kubeconfig";
 
 /// Names the cluster in the environment of its processes, so that what is left of a cluster can be found.
 pub const MARK: &str = "FAIRLEAD_CLUSTER";
@@ -73,6 +89,11 @@ impl Context {
     /// that spawns it. Nodes start in a thread that lives as long as the node.
     pub fn adopt<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         die_with_parent(command.env(MARK, &self.id))
+    }
+
+    /// kubectl as the administrator.
+    fn kubectl(&self) -> Result<Kubectl> {
+        Ok(Kubectl::new(self.programs.path("kubectl")?, self.pki.file(ADMIN), &self.folder))
     }
 
     fn made(&self, kind: &str, name: &str) -> Result<PathBuf> {

@@ -53,6 +53,11 @@ const fn outside(n: u8) -> Address {
 pub struct Subnet(u8);
 
 impl Subnet {
+    /// The subnet of a number.
+    pub const fn of(number: u8) -> Self {
+        Self(number)
+    }
+
     /// The control plane, which is the nodes' router too.
     pub fn control_plane(self) -> Address {
         self.address(CONTROL_PLANE)
@@ -204,7 +209,7 @@ impl Network {
             Ok(format!("route replace {range} via {}", address.like(network)))
         };
         let lines: Vec<_> = ranges.iter().map(route).collect::<Result<_>>()?;
-        self.router.ip(&lines)
+        if lines.is_empty() { Ok(()) } else { self.router.ip(&lines) }
     }
 
     /// Kills whatever still runs in the router's and the client's namespace.
@@ -252,7 +257,7 @@ impl Network {
 /// Claims a subnet: of two clusters at once, one finds that the other's device is there already.
 fn claim(router: &Namespace) -> Result<Subnet> {
     for number in NUMBERS {
-        let subnet = Subnet(number);
+        let subnet = Subnet::of(number);
         let device = subnet.host_device();
         let range = format!("10.89.{number}.0/24");
         let known = output_of(Command::new("ip").args(["route", "show", "root", &range]))?;

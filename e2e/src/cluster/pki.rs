@@ -7,6 +7,7 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use rcgen::{
@@ -36,6 +37,8 @@ pub struct Pki {
     folder: PathBuf,
     api_server: String,
     ca: Authority,
+    /// Held while files are made, so that a key and its certificate belong together.
+    making: Mutex<()>,
 }
 
 impl Pki {
@@ -49,7 +52,8 @@ impl Pki {
         let ca = Authority::make(folder, "ca", "kubernetes-ca")?;
         let front_proxy = Authority::make(folder, "front-proxy-ca", "front-proxy-ca")?;
         let control_plane = subnet.control_plane();
-        let pki = Self { folder: folder.to_owned(), api_server: subnet.api_server(), ca };
+        let pki =
+            Self { folder: folder.to_owned(), api_server: subnet.api_server(), ca, making: Mutex::new(()) };
 
         let localhost = [IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];
         let addresses = [localhost, control_plane.both(), service.both()].concat();
@@ -85,6 +89,7 @@ impl Pki {
     /// A kubeconfig `<file>.kubeconfig` for a user, of a group or of none; made on the first call. It names the
     /// certificates by their paths, which machine nodes see too.
     pub fn kubeconfig(&self, file: &str, user: &str, group: Option<&str>) -> Result<PathBuf> {
+        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         let place = self.file(&format!("{file}.kubeconfig"));
         if place.exists() {
             return Ok(place);
@@ -168,4 +173,43 @@ fn write(file: &Path, content: &str) -> Result<()> {
     opened
         .and_then(|mut opened| opened.write_all(content.as_bytes()))
         .with_context(|| format!("failed to write {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::cluster::control_plane::KUBERNETES_SERVICE;
+
+    #[test]
+    fn everything_is_its_owners_alone() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("pki");
+        let pki = Pki::make(&folder, Subnet::of(1), KUBERNETES_SERVICE).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&folder), 0o700);
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            assert_eq!(mode(&path), 0o600, "{}", path.display());
+        }
+        assert!(Pki::make(&folder, Subnet::of(1), KUBERNETES_SERVICE).is_err(), "made over another");
+        drop(pki);
+    }
+
+    #[test]
+    fn a_nodes_kubeconfig_is_made_once_and_names_what_is_there() {
+        let parent = tempfile::tempdir().unwrap();
+        let pki = Pki::make(&parent.path().join("pki"), Subnet::of(1), KUBERNETES_SERVICE).unwrap();
+        let file = pki.node_kubeconfig("node1").unwrap();
+        let text = fs::read_to_string(&file).unwrap();
+        let config: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(config["clusters"][0]["cluster"]["server"], Subnet::of(1).api_server());
+        for key in ["client-certificate", "client-key"] {
+            assert!(Path::new(config["users"][0]["user"][key].as_str().unwrap()).exists());
+        }
+        let certificate = fs::read_to_string(pki.file("node-node1.crt")).unwrap();
+        assert_eq!(pki.node_kubeconfig("node1").unwrap(), file);
+        assert_eq!(fs::read_to_string(pki.file("node-node1.crt")).unwrap(), certificate);
+    }
 }

@@ -5,7 +5,6 @@
 //!   Cluster, rig cluster ... ──── socket ──────────────┘            └─────> a node each
 //! ```
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -20,9 +19,10 @@ use super::claim::Claim;
 use super::control_plane::{ControlPlane, KUBERNETES_SERVICE};
 use super::keeper::Keeper;
 use super::network::Network;
+use super::nodes::Nodes;
 use super::pki::Pki;
 use super::wire::{self, DESCRIPTION, Description, Request, SOCKET};
-use super::{Context, leftovers, programs};
+use super::{ADMIN, Context, leftovers, programs};
 use crate::machine::cache;
 use crate::say;
 
@@ -40,19 +40,22 @@ pub struct Supervisor {
 #[derive(Debug)]
 struct Owned {
     context: Context,
-    /// None once the cluster is taken down, and so on.
+    /// None once the cluster is being taken down.
     control_plane: Mutex<Option<Keeper<ControlPlane>>>,
+    nodes: Nodes,
+    /// Held while the description is written: the last one written is the last one drawn up.
+    description: Mutex<()>,
     closing: AtomicBool,
 }
 
 impl Supervisor {
-    /// Brings a control plane up in `folder`, and answers on its socket from then on.
-    pub fn start(folder: &Path) -> Result<Self> {
+    /// Brings a control plane up in `folder`, and answers on its socket from then on. Nodes need the rig's program.
+    pub fn start(folder: &Path, rig: Option<&Path>) -> Result<Self> {
         let id = fresh_id()?;
         fs::create_dir_all(folder).with_context(|| format!("failed to create {}", folder.display()))?;
         let folder = fs::canonicalize(folder)?;
         let claim = Claim::take(&folder, &id)?;
-        match bring_up(&folder, &id) {
+        match bring_up(&folder, &id, rig) {
             Ok((owned, listener)) => Ok(Self { folder, id, owned, listener: Some(listener), _claim: claim }),
             Err(error) => {
                 leftovers::sweep(&id, &folder).context(format!("{error:#}"))?;
@@ -76,9 +79,10 @@ impl Supervisor {
             // a folder that was removed under us is as well
             let _ = fs::remove_file(self.folder.join(file));
         }
+        let stopped = self.owned.nodes.stop_all();
         drop(lock(&self.owned.control_plane).take());
         self.owned.context.network.end_processes()?;
-        leftovers::sweep(&self.id, &self.folder)
+        leftovers::sweep(&self.id, &self.folder).and(stopped)
     }
 }
 
@@ -90,7 +94,7 @@ impl Drop for Supervisor {
     }
 }
 
-fn bring_up(folder: &Path, id: &str) -> Result<(Arc<Owned>, thread::JoinHandle<()>)> {
+fn bring_up(folder: &Path, id: &str, rig: Option<&Path>) -> Result<(Arc<Owned>, thread::JoinHandle<()>)> {
     let programs = programs::control_plane()?;
     let network = Network::new(id)?;
     let pki = Pki::make(&folder.join("pki"), network.subnet(), KUBERNETES_SERVICE)?;
@@ -103,8 +107,14 @@ fn bring_up(folder: &Path, id: &str) -> Result<(Arc<Owned>, thread::JoinHandle<(
     };
     let for_plane = context.clone();
     let control_plane = Keeper::start(move || ControlPlane::start(for_plane))?;
-    let owned =
-        Owned { context, control_plane: Mutex::new(Some(control_plane)), closing: AtomicBool::new(false) };
+    let rig = rig.map(|rig| copy_of(rig, folder)).transpose()?;
+    let owned = Owned {
+        nodes: Nodes::new(context.clone(), rig)?,
+        context,
+        control_plane: Mutex::new(Some(control_plane)),
+        description: Mutex::new(()),
+        closing: AtomicBool::new(false),
+    };
     let owned = Arc::new(owned);
     let socket = folder.join(SOCKET);
     let listener = UnixListener::bind(&socket).with_context(|| {
@@ -142,6 +152,11 @@ impl Owned {
             Request::Kubeconfig { file, user, group } => {
                 Ok(json!(self.context.pki.kubeconfig(&file, &user, group.as_deref())?))
             }
+            Request::AddNode(spec) => self.nodes(|nodes| nodes.add(spec)),
+            Request::StartNode(name) => self.nodes(|nodes| nodes.start(&name)),
+            Request::StopNode(name) => self.nodes(|nodes| nodes.stop(&name)),
+            Request::RemoveNode(name) => self.nodes(|nodes| nodes.remove(&name)),
+            Request::RunOnNode { name, argv, limit } => Ok(json!(self.nodes.run(&name, &argv, limit)?)),
         }
     }
 
@@ -152,19 +167,30 @@ impl Owned {
         Ok(Value::Null)
     }
 
+    /// Changes the nodes, and tells of it in the description.
+    fn nodes(&self, job: impl FnOnce(&Nodes) -> Result<()>) -> Result<Value> {
+        let done = job(&self.nodes);
+        if !self.closing.load(Ordering::Acquire) {
+            self.describe()?;
+        }
+        done.map(|()| Value::Null)
+    }
+
     /// Writes the description anew.
     fn describe(&self) -> Result<()> {
+        let _writing = lock(&self.description);
         let Context { id, programs, pki, network, folder } = &self.context;
         let description = Description {
             id: id.clone(),
             pid: std::process::id(),
-            kubeconfig: pki.file("admin.kubeconfig"),
+            kubeconfig: pki.file(ADMIN),
             kubectl: programs.path("kubectl")?,
             subnet: network.subnet(),
             api_server: network.subnet().api_server(),
             router: network.router.path(),
             client: network.client.path(),
-            nodes: BTreeMap::new(),
+            images: self.nodes.images(),
+            nodes: self.nodes.describe()?,
         };
         cache::write_file(&folder.join(DESCRIPTION), &serde_json::to_string_pretty(&description)?)
     }
@@ -172,6 +198,13 @@ impl Owned {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The program as it is now: cargo may replace it while the cluster is up.
+fn copy_of(rig: &Path, folder: &Path) -> Result<PathBuf> {
+    let copy = folder.join("rig");
+    fs::copy(rig, &copy).with_context(|| format!("failed to copy the rig to {}", copy.display()))?;
+    Ok(copy)
 }
 
 /// An id that no cluster has had on this host.

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::network::{Place, Subnet};
+use super::node::{Kind, Spec};
 
 /// The socket, in the state folder.
 pub const SOCKET: &str = "socket";
@@ -35,6 +37,8 @@ pub struct Description {
     pub router: String,
     /// The namespace of the client outside, by its path.
     pub client: String,
+    /// The images that are on every node, by their short names; none before the first node is.
+    pub images: BTreeMap<String, String>,
     /// The nodes, by name.
     pub nodes: BTreeMap<String, NodeState>,
 }
@@ -42,6 +46,8 @@ pub struct Description {
 /// A node of a [`Description`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NodeState {
+    /// What it is made of.
+    pub kind: Kind,
     /// Its addresses.
     pub place: Place,
     /// Whether it is on.
@@ -81,6 +87,23 @@ pub enum Request {
         user: String,
         /// The group.
         group: Option<String>,
+    },
+    /// Adds a node, and answers once it is Ready.
+    AddNode(Spec),
+    /// Switches a node on, and answers once it is Ready.
+    StartNode(String),
+    /// Switches a node off.
+    StopNode(String),
+    /// Removes a node for good.
+    RemoveNode(String),
+    /// Runs a command on a node; answers with how it ended and what it printed.
+    RunOnNode {
+        /// The node.
+        name: String,
+        /// The command.
+        argv: Vec<String>,
+        /// How long it may take.
+        limit: Duration,
     },
 }
 

@@ -19,12 +19,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use serde::{Deserialize, Serialize};
 
 pub use wire::{Command, Event};
 use wire::{Frame, PLACE, Request};
 
 /// How a command ended: its exit code, or 128 + n for signal n.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitStatus(pub i32);
 
 impl ExitStatus {
@@ -44,7 +45,7 @@ impl fmt::Display for ExitStatus {
 }
 
 /// What a command printed, and how it ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Output {
     /// How it ended.
     pub status: ExitStatus,

@@ -1,14 +1,19 @@
 //! The verbs of `rig cluster`.
 
+use std::iter;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand, ValueEnum};
+use fairlead_e2e::cluster::node::{Kind, Spec};
 use fairlead_e2e::cluster::{Cluster, Cut, lifecycle, programs};
-use fairlead_e2e::{packages, say};
+use fairlead_e2e::{say, suite};
+
+/// The machine nodes that the tests of a cluster are given.
+const TEST_NODES: usize = 3;
 
 /// Brings a real cluster up on this host, and works with it. Needs root.
 #[derive(Args)]
@@ -25,7 +30,22 @@ enum Verb {
     /// Makes the programs ready, and starts nothing
     Build,
     /// Brings a cluster up, which runs until it is taken down
-    Up,
+    Up {
+        /// Nodes that are machines, with Debian's kernel and IPVS
+        #[arg(long, default_value_t = 0)]
+        machines: usize,
+        /// Nodes that are namespaces, on this host's kernel
+        #[arg(long, default_value_t = 0)]
+        namespaces: usize,
+    },
+    /// Brings three machine nodes up, runs the tests of a real cluster there, and takes all down
+    Test {
+        /// Runs only the tests whose names contain this
+        filter: Option<String>,
+        /// Runs them on the cluster that is up, and leaves it up
+        #[arg(long)]
+        here: bool,
+    },
     /// Takes the cluster down, also after its supervisor was killed, and checks that nothing is left
     Down,
     /// Tells what is up and how to use it
@@ -43,12 +63,41 @@ enum Verb {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
+    /// Adds nodes, switches them off and on, runs commands there
+    #[command(subcommand)]
+    Node(NodeVerb),
     /// Takes the API server away, and brings it back
     #[command(subcommand)]
     ApiServer(ApiServerVerb),
     /// Owns a cluster, in the foreground, until SIGTERM or SIGINT
     #[command(hide = true)]
     Serve,
+}
+
+#[derive(Subcommand)]
+enum NodeVerb {
+    /// Adds a node, and waits until it is Ready
+    Add {
+        name: String,
+        #[arg(long)]
+        kind: Kind,
+    },
+    /// Switches a node off, as a power cut does
+    Stop { name: String },
+    /// Switches a node on again, and waits until it is Ready
+    Start { name: String },
+    /// Removes a node for good
+    Remove { name: String },
+    /// Runs a command as root on a node
+    Run {
+        name: String,
+        /// Seconds it may take
+        #[arg(long, default_value_t = 60)]
+        timeout: u64,
+        /// The command and its arguments, after `--`
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
 }
 
 #[derive(Subcommand)]
@@ -83,7 +132,8 @@ pub fn run(verbs: Verbs) -> Result<ExitCode> {
         Verb::Build => {
             programs::ensure()?;
         }
-        Verb::Up => up(&folder)?,
+        Verb::Up { machines, namespaces } => up(&folder, machines, namespaces)?,
+        Verb::Test { filter, here } => return test(&folder, filter.as_deref(), here),
         Verb::Down => down(&folder)?,
         Verb::Status => status(&attach()?)?,
         Verb::Kubectl { arguments } => {
@@ -91,18 +141,35 @@ pub fn run(verbs: Verbs) -> Result<ExitCode> {
             return Err(error).context("failed to start kubectl");
         }
         Verb::Exec { place, command } => return exec(&attach()?, place, &command),
+        Verb::Node(verb) => return node(&attach()?, verb),
         Verb::ApiServer(verb) => api_server(&attach()?, &verb)?,
         Verb::Serve => lifecycle::serve(&folder)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn up(folder: &Path) -> Result<()> {
-    packages::ensure(&[packages::TOOLS])?;
+fn up(folder: &Path, machines: usize, namespaces: usize) -> Result<()> {
+    let kinds = iter::repeat_n(Kind::Machine, machines).chain(iter::repeat_n(Kind::Namespace, namespaces));
+    let rig = std::env::current_exe()?;
+    lifecycle::prepare(&kinds.clone().collect::<Vec<_>>(), &rig)?;
     let start = Instant::now();
-    let cluster = lifecycle::up(folder, &std::env::current_exe()?)?;
+    let cluster = lifecycle::up(folder, &rig)?;
+    say(format_args!("control plane up after {:.1} s", start.elapsed().as_secs_f32()));
+    let specs: Vec<_> = kinds.zip(1..).map(|(kind, n)| Spec::new(&format!("node{n}"), kind)).collect();
+    cluster.add_nodes(&specs)?;
     say(format_args!("cluster up after {:.1} s", start.elapsed().as_secs_f32()));
     status(&cluster)
+}
+
+fn test(folder: &Path, filter: Option<&str>, here: bool) -> Result<ExitCode> {
+    if !here {
+        up(folder, TEST_NODES, 0)?;
+    }
+    let status = suite::test_cluster(folder, filter);
+    if !here {
+        down(folder)?;
+    }
+    Ok(exit_code(status?.code()))
 }
 
 fn down(folder: &Path) -> Result<()> {
@@ -120,6 +187,14 @@ fn status(cluster: &Cluster) -> Result<()> {
     println!("API server  {}, from here and from the nodes", described.api_server);
     println!("kubectl     KUBECONFIG={} {}", described.kubeconfig.display(), described.kubectl.display());
     println!("logs        {}", cluster.logs().display());
+    for (name, node) in described.nodes {
+        let [v4, v6] = node.place.address().both();
+        println!(
+            "node        {name}: {}, {v4}, {v6}, {}",
+            node.kind,
+            if node.running { "on" } else { "off" }
+        );
+    }
     cluster.check()
 }
 
@@ -136,8 +211,29 @@ fn exec(cluster: &Cluster, place: Place, command: &[String]) -> Result<ExitCode>
 fn end_of(command: &mut Command) -> Result<ExitCode> {
     let status =
         command.status().with_context(|| format!("failed to start {}", command.get_program().display()))?;
-    // what does not fit an exit code is a failure all the same
-    Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+    Ok(exit_code(status.code()))
+}
+
+/// What does not fit an exit code is a failure all the same.
+fn exit_code(code: Option<i32>) -> ExitCode {
+    code.and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
+fn node(cluster: &Cluster, verb: NodeVerb) -> Result<ExitCode> {
+    match verb {
+        NodeVerb::Add { name, kind } => cluster.add_node(&Spec::new(&name, kind))?,
+        NodeVerb::Stop { name } => cluster.stop_node(&name)?,
+        NodeVerb::Start { name } => cluster.start_node(&name)?,
+        NodeVerb::Remove { name } => cluster.remove_node(&name)?,
+        NodeVerb::Run { name, timeout, command } => {
+            let words: Vec<_> = command.iter().map(String::as_str).collect();
+            let ran = cluster.run_on(&name, &words, Duration::from_secs(timeout))?;
+            print!("{}", ran.stdout);
+            eprint!("{}", ran.stderr);
+            return Ok(exit_code(Some(ran.status.0)));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn api_server(cluster: &Cluster, verb: &ApiServerVerb) -> Result<()> {

@@ -108,7 +108,7 @@ fn disk(folder: &Path, file: &Path, room: u64) -> Result<()> {
     // a journal is for crashes, and the disk of a machine outlives none
     output_of(
         Command::new(mkfs)
-            .args(["-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard"])
+            .args(["-q", "-F", "-m", "0", "-N", "65536", "-O", "^has_journal", "-E", "nodiscard"])
             .arg("-d")
             .arg(folder)
             .arg(file)

@@ -2,14 +2,22 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
+
+use crate::eventually;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
 /// The hierarchies of version 1 that kubelet and runc use; a kernel may lack some.
-const HIERARCHIES: &[&str] =
-    &["blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "hugetlb", "memory", "pids", "systemd"];
+const HIERARCHIES: &[&str] = &[
+    "blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "hugetlb", "memory", "pids", "systemd",
+    "unified",
+];
+
+/// How long killed processes may take to be gone.
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// What version 2 passes on to groups below.
 const CONTROLLERS: &[&str] = &["cpu", "cpuset", "io", "memory", "pids"];
@@ -74,22 +82,31 @@ fn inherit(folder: &Path, files: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Removes the control groups of that path, once nothing runs in them.
+/// Removes the control groups of that path; what runs in them has been killed, and takes a moment to be gone.
 pub fn remove(path: &str) -> Result<()> {
     let relative = path.trim_start_matches('/');
-    let mut hierarchies = vec![PathBuf::from(ROOT)];
-    hierarchies.extend(HIERARCHIES.iter().map(|name| Path::new(ROOT).join(name)));
-    for folder in hierarchies.iter().map(|root| root.join(relative)).filter(|folder| folder.is_dir()) {
-        remove_tree(&folder).with_context(|| format!("failed to remove {}", folder.display()))?;
-    }
-    Ok(())
+    let mut failure = None;
+    let removed = eventually("the control groups are removed", LIMIT, || {
+        let result = folders(relative).iter().try_for_each(|folder| remove_tree(folder));
+        failure = result.err();
+        failure.is_none()
+    });
+    removed.or_else(|error| Err(failure.map_or(anyhow!("nothing was tried"), Into::into)).context(error))
 }
 
-fn remove_tree(folder: &Path) -> Result<()> {
+/// The group of that path in each hierarchy where it is.
+fn folders(relative: &str) -> Vec<PathBuf> {
+    let hierarchies =
+        fs::read_dir(ROOT).into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path());
+    let groups = hierarchies.chain([PathBuf::from(ROOT)]).map(|root| root.join(relative));
+    groups.filter(|folder| folder.is_dir()).collect()
+}
+
+fn remove_tree(folder: &Path) -> std::io::Result<()> {
     for entry in fs::read_dir(folder)?.filter_map(Result::ok) {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             remove_tree(&entry.path())?;
         }
     }
-    Ok(fs::remove_dir(folder)?)
+    fs::remove_dir(folder)
 }

@@ -26,6 +26,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::image::recipes::Images;
@@ -45,7 +46,7 @@ const STEP: Duration = Duration::from_secs(120);
 const REGISTRATION: Duration = Duration::from_secs(180);
 
 /// What a node is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// A kernel of its own, which has IPVS.
@@ -116,10 +117,38 @@ pub struct Node {
     spec: Spec,
     context: Context,
     body: Body,
-    session: Session,
-    /// The folders of a node's programs, then the host's own.
-    path: String,
+    shell: Shell,
     services: Vec<Service>,
+}
+
+/// Runs commands on a node, from any thread; those that run when its power is cut fail. Clones are the same one.
+#[derive(Debug, Clone)]
+pub struct Shell {
+    node: String,
+    session: Session,
+    env: BTreeMap<String, String>,
+}
+
+impl Shell {
+    /// Runs a command on the node, as root, to its end.
+    pub fn run<S: AsRef<str>>(&self, argv: &[S], limit: Duration) -> Result<Output> {
+        self.session.run(&self.command(argv), limit).with_context(|| format!("on {}", self.node))
+    }
+
+    /// Writes a file on the node.
+    pub fn write(&self, file: &str, content: &str) -> Result<()> {
+        let command = Command { input: content.to_owned(), ..self.command(&["tee", file]) };
+        let output = self.session.run(&command, STEP)?;
+        if !output.status.success() {
+            bail!("failed to write {file} on {}: {}", self.node, output.stderr.trim());
+        }
+        Ok(())
+    }
+
+    fn command<S: AsRef<str>>(&self, argv: &[S]) -> Command {
+        let argv = argv.iter().map(|word| word.as_ref().to_owned());
+        Command { env: self.env.clone(), ..Command::new(argv) }
+    }
 }
 
 #[derive(Debug)]
@@ -149,19 +178,20 @@ impl Node {
             Kind::Namespace => start_namespace(spec, context, stock)?,
         };
         let path = programs.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(":");
+        let env = [("PATH", format!("{path}:{PATH}")), (MARK, context.id.clone())];
+        let env = env.map(|(name, value)| (name.to_owned(), value)).into();
         let mut node = Self {
             spec: spec.clone(),
             context: context.clone(),
             body,
-            session,
-            path: format!("{path}:{PATH}"),
+            shell: Shell { node: spec.name.clone(), session, env },
             services: Vec::new(),
         };
         let cni = programs.last().context("a node without programs")?;
         node.prepare(&node.preparation(stock, cni)?)?;
         node.serve("containerd", vec![format!("--config={}", config::CONTAINERD_CONFIG)])?;
         node.until("containerd listens", || {
-            Ok(node.run(&["test", "-S", config::SOCKET], STEP)?.status.success())
+            Ok(node.shell.run(&["test", "-S", config::SOCKET], STEP)?.status.success())
         })?;
         let addresses = context.network.place(&spec.name)?.address().both();
         node.serve("kubelet", config::kubelet_arguments(&spec.name, &kubeconfig, addresses, &spec.labels))?;
@@ -174,19 +204,9 @@ impl Node {
         &self.spec
     }
 
-    /// Runs a command on the node, as root, to its end.
-    pub fn run<S: AsRef<str>>(&self, argv: &[S], limit: Duration) -> Result<Output> {
-        self.session.run(&self.command(argv), limit).with_context(|| format!("on {}", self.spec.name))
-    }
-
-    /// Writes a file on the node.
-    pub fn write(&self, file: &str, content: &str) -> Result<()> {
-        let command = Command { input: content.to_owned(), ..self.command(&["tee", file]) };
-        let output = self.session.run(&command, STEP)?;
-        if !output.status.success() {
-            bail!("failed to write {file} on {}: {}", self.spec.name, output.stderr.trim());
-        }
-        Ok(())
+    /// Runs commands on it.
+    pub fn shell(&self) -> &Shell {
+        &self.shell
     }
 
     /// Fails if containerd or kubelet has ended.
@@ -207,14 +227,6 @@ impl Node {
                 namespaces.end()?;
                 cgroup::remove(&group(&self.context, &self.spec))
             }
-        }
-    }
-
-    fn command<S: AsRef<str>>(&self, argv: &[S]) -> Command {
-        let env = [("PATH", self.path.as_str()), (MARK, self.context.id.as_str())];
-        Command {
-            env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
-            ..Command::new(argv.iter().map(|word| word.as_ref().to_owned()))
         }
     }
 
@@ -250,8 +262,8 @@ impl Node {
             Body::Namespace(_) => "/proc/1/exe".to_owned(),
         };
         let input = serde_json::to_string(preparation)?;
-        let command = Command { input, ..self.command(&[rig.as_str(), "inside", "prepare"]) };
-        let output = self.session.run(&command, STEP)?;
+        let command = Command { input, ..self.shell.command(&[rig.as_str(), "inside", "prepare"]) };
+        let output = self.shell.session.run(&command, STEP)?;
         if !output.status.success() {
             bail!("failed to prepare it: {}", output.stderr.trim());
         }
@@ -263,7 +275,7 @@ impl Node {
         let file = self.context.logs()?.join(format!("{}-{name}.log", self.spec.name));
         let mut log = File::options().create(true).append(true).open(&file)?;
         let argv: Vec<_> = std::iter::once(name.to_owned()).chain(arguments).collect();
-        let running = self.session.start(&self.command(&argv))?;
+        let running = self.shell.session.start(&self.shell.command(&argv))?;
         let runs = Arc::new(AtomicBool::new(true));
         let until = Arc::clone(&runs);
         thread::spawn(move || {
@@ -303,7 +315,7 @@ impl Node {
             thread::sleep(Duration::from_millis(300));
         };
         self.context.network.route_pods(&self.spec.name, &ranges)?;
-        self.write(config::CNI_CONFIG, &config::cni(&ranges)?.to_string())
+        self.shell.write(config::CNI_CONFIG, &config::cni(&ranges)?.to_string())
     }
 
     /// The ranges of pods the node has been given; none before it is known.
