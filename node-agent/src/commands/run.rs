@@ -141,7 +141,7 @@ impl Source {
     fn reporter(&self, shared: Shared) -> Option<Reporter> {
         let Self::Api { source, client, node } = self else { return None };
         let version = env!("CARGO_PKG_VERSION");
-        Some(Reporter::new(client, node, source.own(), source.verdict(), shared, version))
+        Some(Reporter::new(client, node, source.own(), shared, version))
     }
 
     /// Waits for the end that a source should not have.
