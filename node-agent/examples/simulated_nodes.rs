@@ -117,7 +117,9 @@ impl Simulated {
         while latest.changed().await.is_ok() {
             tokio::time::sleep(jitter(self.delay)).await;
             let configured = latest.borrow_and_update().clone();
-            configured.into_iter().for_each(|configured| self.program(configured));
+            if let Some(configured) = configured {
+                self.program(configured);
+            }
         }
     }
 

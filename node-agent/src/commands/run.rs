@@ -62,7 +62,8 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
     let mut source = runtime.block_on(Source::start(&args.source, state_dir, inputs.clone()))?;
     let shared = Shared::default();
     let requests = HealthRequests::default();
-    let (metrics, registry) = Metrics::register(shared.clone(), IpvsReader::default(), &requests);
+    let (metrics, registry) =
+        Metrics::register(shared.clone(), source.health(), IpvsReader::default(), &requests);
     let (ours, is_ours) = cell::channel(false);
     let bring_up = BringUp::new(args.force, args.metrics_bind_address, health_address, inputs.clone(), ours);
     let agent = Agent::new(bring_up, record, state_dir.clone(), source.health(), shared.clone(), metrics);

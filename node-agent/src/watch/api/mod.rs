@@ -27,7 +27,10 @@ use k8s_openapi::api::{
     networking::v1::ServiceCIDR,
 };
 use kube::{Api, Client};
-use tokio::{sync::watch as cell, task::JoinSet};
+use tokio::{
+    sync::{Notify, watch as cell},
+    task::JoinSet,
+};
 
 use self::{
     follow::{Follow, Selection},
@@ -123,8 +126,8 @@ impl OwnSource {
         let mut tasks = JoinSet::new();
         let (mut handler, own) = own::OwnHandler::new(outlet.clone());
         let api = Api::<ServiceNetworkNode>::all(client.clone());
-        let selection = Selection::named(&outlet.node);
-        tasks.spawn(async move { Follow::new(api, selection).run(&mut handler).await });
+        let follow = Follow::new(api, Selection::named(&outlet.node), outlet.back.clone());
+        tasks.spawn(async move { follow.run(&mut handler).await });
         let (revisions, verdict) = revision::Revisions::new(client, own.clone(), running, outlet.clone());
         tasks.spawn(revisions.run());
         Self { own, verdict, tasks }
@@ -145,7 +148,7 @@ fn spawn<K: Kind>(tasks: &mut JoinSet<()>, client: &Client, selection: Selection
 where
     K::Scope: Send,
 {
-    let follow = Follow::<Lean<K>>::new(Api::all(client.clone()), selection);
+    let follow = Follow::<Lean<K>>::new(Api::all(client.clone()), selection, outlet.back.clone());
     let mut handler = KindHandler::new(K::NAME, outlet.clone());
     tasks.spawn(async move { follow.run(&mut handler).await });
 }
@@ -157,6 +160,7 @@ struct Outlet {
     api_servers: ApiServers,
     health: SourceHealth,
     send: Arc<dyn Fn(Vec<Change>) + Send + Sync>,
+    back: Arc<Notify>,
 }
 
 impl Outlet {
@@ -166,6 +170,7 @@ impl Outlet {
             api_servers: connection.servers.clone(),
             health: SourceHealth::default(),
             send: Arc::new(send),
+            back: Arc::default(),
         }
     }
 
