@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::machine::{self, Machine};
-use crate::process::output_of;
+use crate::process::{die_with_parent, output_of};
 use crate::{ns, packages, say};
 
 /// Names the agent's program to the guest tests.
@@ -183,7 +183,9 @@ fn cargo_program() -> Command {
 pub fn cargo(args: &[&str]) -> Result<String> {
     let mut command = cargo_program();
     command.args(args).arg("--message-format=json-render-diagnostics");
-    let output = command.stderr(Stdio::inherit()).output().context("failed to start cargo")?;
+    // a rig that is ended leaves no build behind
+    let output =
+        die_with_parent(command.stderr(Stdio::inherit())).output().context("failed to start cargo")?;
     if !output.status.success() {
         bail!("`{}` failed ({})", crate::process::shown(&command), output.status);
     }

@@ -354,7 +354,7 @@ fn a_node_added_while_the_operator_is_away_takes_the_last_good_revision() {
     assert!(nobody.contains("not found"), "{nobody}");
     let shop = stage.shop();
     for (protocol, to) in shop.cluster_ip_ports() {
-        let outcome = shop.ask_from(name, From::Pod, protocol, to).unwrap();
+        let outcome = shop.ask_from(name, From::Node, protocol, to).unwrap();
         assert!(outcome.server().is_some(), "{protocol} {to}: {outcome}");
     }
     // the operator comes back and finds it

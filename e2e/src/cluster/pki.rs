@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    KeyUsagePurpose, SanType,
 };
 use serde_json::json;
 
@@ -110,6 +110,20 @@ impl Pki {
         });
         write(&place, &format!("{config:#}\n"))?;
         Ok(place)
+    }
+
+    /// The certificate and the key of a node's kubelet as a server, in files; made on the first call.
+    pub fn node_server(&self, name: &str, addresses: Address) -> Result<[PathBuf; 2]> {
+        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = format!("node-{name}-server");
+        let places = ["crt", "key"].map(|end| self.file(&format!("{file}.{end}")));
+        if !places.iter().all(|place| place.exists()) {
+            let mut params = subject(&format!("system:node:{name}"), Some("system:nodes"))?;
+            params.subject_alt_names = vec![SanType::DnsName(name.try_into()?)];
+            params.subject_alt_names.extend(addresses.both().map(SanType::IpAddress));
+            self.ca.sign(&self.folder, &file, params, ExtendedKeyUsagePurpose::ServerAuth)?;
+        }
+        Ok(places)
     }
 
     fn client(&self, file: &str, user: &str, group: Option<&str>) -> Result<()> {

@@ -12,7 +12,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::machine::cache;
-use crate::process::{output_of, shown};
+use crate::process::{die_with_parent, output_of, shown};
 use crate::{packages, say};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/programs");
@@ -152,7 +152,10 @@ impl Module {
         command.args(["build", "-trimpath", "-o"]).arg(to).args(args);
         // go says what it downloads: the rig's stdout is left to the programs under test
         command.stdin(Stdio::null()).stdout(std::io::stderr());
-        let status = command.status().with_context(|| format!("failed to start `{}`", shown(&command)))?;
+        // a rig that is ended leaves no build behind
+        let status = die_with_parent(&mut command)
+            .status()
+            .with_context(|| format!("failed to start `{}`", shown(&command)))?;
         if !status.success() {
             bail!("`{}` failed ({status}) in {}", shown(&command), self.folder.display());
         }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand, ValueEnum};
 use fairlead_e2e::cluster::node::{Kind, Spec};
-use fairlead_e2e::cluster::{Cluster, Cut, lifecycle, programs};
+use fairlead_e2e::cluster::{Cluster, Cut, lifecycle};
 use fairlead_e2e::{say, suite};
 
 /// The machine nodes that the tests of a cluster are given.
@@ -27,7 +27,7 @@ pub struct Verbs {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Makes the programs ready, and starts nothing
+    /// Makes programs, images and disks ready, and starts nothing
     Build,
     /// Brings a cluster up, which runs until it is taken down
     Up {
@@ -130,7 +130,7 @@ pub fn run(verbs: Verbs) -> Result<ExitCode> {
     let attach = || Cluster::attach(&folder);
     match verbs.verb {
         Verb::Build => {
-            programs::ensure()?;
+            lifecycle::prepare(&[Kind::Machine, Kind::Namespace], &std::env::current_exe()?)?;
         }
         Verb::Up { machines, namespaces } => up(&folder, machines, namespaces)?,
         Verb::Test { filter, here } => return test(&folder, filter.as_deref(), here),

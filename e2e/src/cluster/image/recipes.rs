@@ -14,13 +14,12 @@ use crate::{packages, say, suite};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// An image needs no libraries that way, and the one target that every toolchain has will do.
+/// The image of a release needs no libraries that way, and the one target that every toolchain has will do.
 const STATIC: &str = "target.x86_64-unknown-linux-gnu.rustflags=[\"-C\",\"target-feature=+crt-static\"]";
 
 /// Those of our programs that exist go into the image of the product.
 const PRODUCT: &[&str] = &["fairlead-operator", "fairlead-node-agent"];
 
-const RIG: &str = "fairlead-e2e";
 const TRAFFIC: &str = "traffic";
 
 /// Brings a shell and modprobe, in one static file.
@@ -44,15 +43,12 @@ pub struct Images {
 impl Images {
     /// Builds the programs, and makes the images of them.
     pub fn make() -> Result<Self> {
-        packages::ensure(&[BUSYBOX])?;
-        let busybox = packages::find("busybox").context("failed to find busybox")?;
-        let linked = output_of(Command::new("ldd").arg(&busybox));
-        ensure!(linked.is_err(), "{} is not static: install busybox-static", busybox.display());
-        let programs = build()?;
+        let busybox = busybox()?;
+        let programs = quick()?;
         let traffic = programs.get(TRAFFIC).context("cargo built no program called traffic")?;
         let folder = cache::folder()?.join("images");
-        let [product, pause, of_traffic] = [
-            product(&programs, &busybox),
+        let [mut product, mut pause, mut of_traffic] = [
+            product(name("fairlead"), &programs, &busybox),
             Recipe {
                 name: name("pause"),
                 files: BTreeMap::from([("traffic".into(), Content::Program(traffic.clone()))]),
@@ -67,11 +63,22 @@ impl Images {
                 &busybox,
             ),
         ];
+        for recipe in [&mut product, &mut pause, &mut of_traffic] {
+            for program in programs.values() {
+                recipe.files.extend(libraries(program)?);
+            }
+        }
         Ok(Self {
             fairlead: product.make(&folder)?,
             pause: pause.make(&folder)?,
             traffic: of_traffic.make(&folder)?,
         })
+    }
+
+    /// The image of operator and node agent as users run it; its archive is what they push.
+    pub fn release() -> Result<Image> {
+        let recipe = product("fairlead.dev/fairlead".to_owned(), &released()?, &busybox()?);
+        recipe.make(&cache::folder()?.join("images"))
     }
 
     /// All of them.
@@ -80,15 +87,23 @@ impl Images {
     }
 }
 
+fn busybox() -> Result<PathBuf> {
+    packages::ensure(&[BUSYBOX])?;
+    let busybox = packages::find("busybox").context("failed to find busybox")?;
+    let linked = output_of(Command::new("ldd").arg(&busybox));
+    ensure!(linked.is_err(), "{} is not static: install busybox-static", busybox.display());
+    Ok(busybox)
+}
+
 fn name(last: &str) -> String {
     format!("fairlead.dev/rig/{last}")
 }
 
-fn product(programs: &BTreeMap<String, PathBuf>, busybox: &Path) -> Recipe {
+fn product(name: String, programs: &BTreeMap<String, PathBuf>, busybox: &Path) -> Recipe {
     let ours = programs.iter().filter(|(name, _)| PRODUCT.contains(&name.as_str()));
     let files =
         ours.map(|(name, file)| (Path::new("usr/local/bin").join(name), Content::Program(file.clone())));
-    with_shell(Recipe { name: name("fairlead"), files: files.collect(), entrypoint: Vec::new() }, busybox)
+    with_shell(Recipe { name, files: files.collect(), entrypoint: Vec::new() }, busybox)
 }
 
 fn with_shell(mut recipe: Recipe, busybox: &Path) -> Recipe {
@@ -101,24 +116,36 @@ fn with_shell(mut recipe: Recipe, busybox: &Path) -> Recipe {
     recipe
 }
 
-/// Builds the static programs, and returns where they are.
-fn build() -> Result<BTreeMap<String, PathBuf>> {
-    let target = workspace()?.join("target/image");
-    let [product, traffic] = [
-        cargo(&target, &product_packages()?, "--bins")?,
-        cargo(&target, &[RIG.to_owned()], "--bin=traffic")?,
-    ];
-    Ok(product.into_iter().chain(traffic).collect())
+/// The programs as the tests have them, which are built already, without what debuggers want.
+fn quick() -> Result<BTreeMap<String, PathBuf>> {
+    let features = "--features=fairlead-e2e/machine,fairlead-e2e/cluster";
+    let built = executables(&suite::cargo(&["build", "--quiet", "--workspace", "--bins", features])?)?;
+    let wanted = built.into_iter().filter(|(name, _)| PRODUCT.contains(&name.as_str()) || name == TRAFFIC);
+    wanted.map(|(name, file)| Ok((name, stripped(&file)?))).collect()
 }
 
-fn cargo(target: &Path, packages: &[String], programs: &str) -> Result<BTreeMap<String, PathBuf>> {
-    say(format_args!("building {} for images", packages.join(", ")));
-    let target = target.display().to_string();
-    let mut args =
-        vec!["build", "--release", "--target", TARGET, "--target-dir", &target, "--config", STATIC];
-    args.extend(packages.iter().flat_map(|package| ["-p", package]));
-    args.push(programs);
+fn stripped(program: &Path) -> Result<PathBuf> {
+    let to = program.with_extension("stripped");
+    output_of(Command::new("strip").arg("-o").arg(&to).arg(program))?;
+    Ok(to)
+}
+
+/// The static programs of a release.
+fn released() -> Result<BTreeMap<String, PathBuf>> {
+    say("building operator and node agent for release");
+    let target = workspace()?.join("target/image").display().to_string();
+    let mut args = vec!["build", "--quiet", "--release", "--target", TARGET, "--target-dir", &target];
+    args.extend(["--config", STATIC, "--bins"]);
+    args.extend(PRODUCT.iter().flat_map(|name| ["-p", name]));
     executables(&suite::cargo(&args)?)
+}
+
+/// The libraries of a program that is not static, at the paths where its loader looks.
+fn libraries(program: &Path) -> Result<BTreeMap<PathBuf, Content>> {
+    let listing = output_of(Command::new("ldd").arg(program))?;
+    let paths = listing.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+    let file = |path: &str| Some((PathBuf::from(path.strip_prefix('/')?), Content::Program(path.into())));
+    Ok(paths.filter_map(file).collect())
 }
 
 /// The programs that cargo's messages speak of, by name.
@@ -138,30 +165,15 @@ fn executables(messages: &str) -> Result<BTreeMap<String, PathBuf>> {
 
 #[derive(Deserialize)]
 struct Metadata {
-    packages: Vec<Package>,
     workspace_root: PathBuf,
 }
 
-#[derive(Deserialize)]
-struct Package {
-    name: String,
-}
-
-fn metadata() -> Result<Metadata> {
+fn workspace() -> Result<PathBuf> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["metadata", "--no-deps", "--format-version=1"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-    serde_json::from_str(&output_of(&mut cargo)?).context("failed to read cargo's metadata")
-}
-
-fn workspace() -> Result<PathBuf> {
-    Ok(metadata()?.workspace_root)
-}
-
-fn product_packages() -> Result<Vec<String>> {
-    let packages: Vec<_> = metadata()?.packages.into_iter().map(|package| package.name).collect();
-    let product: Vec<_> = packages.into_iter().filter(|name| PRODUCT.contains(&name.as_str())).collect();
-    ensure!(!product.is_empty(), "the workspace has none of {}", PRODUCT.join(", "));
-    Ok(product)
+    let metadata: Metadata =
+        serde_json::from_str(&output_of(&mut cargo)?).context("failed to read cargo's metadata")?;
+    Ok(metadata.workspace_root)
 }
 
 #[cfg(test)]
@@ -171,7 +183,7 @@ mod tests {
     #[test]
     fn the_product_is_what_exists_of_it_with_a_shell_and_modprobe() {
         let programs = ["fairlead-node-agent", "crdgen"].map(|name| (name.to_owned(), PathBuf::from(name)));
-        let recipe = product(&programs.into(), Path::new("/bin/busybox"));
+        let recipe = product("x".to_owned(), &programs.into(), Path::new("/bin/busybox"));
         let ours: Vec<_> = recipe.files.keys().filter(|path| path.starts_with("usr")).collect();
         assert_eq!(ours, [Path::new("usr/local/bin/fairlead-node-agent")]);
         assert_eq!(recipe.files[Path::new("bin/modprobe")], Content::Link("busybox".into()));

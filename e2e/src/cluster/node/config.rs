@@ -24,17 +24,22 @@ const PODS_GROUP: &str = "/";
 pub const CONTAINERD_CONFIG: &str = "/etc/containerd/rig.toml";
 /// The file of [`kubelet`].
 pub const KUBELET_CONFIG: &str = "/etc/kubernetes/rig.json";
-/// A host without DNS.
-pub const RESOLV_CONF: &str = "/etc/kubernetes/resolv.conf";
+/// Where a node looks for DNS: nowhere, so that nothing waits for an answer that cannot come.
+pub const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// The address the cluster's DNS has by convention, if it has one.
+const CLUSTER_DNS: &str = "10.96.0.10";
 
 /// containerd's configuration. `sandbox` is the image that holds a pod's namespaces, `cni` the plugins' folder.
 pub fn containerd(sandbox: &str, cni: &Path) -> String {
+    let cni = cni.display().to_string();
+    // imports: the host's own containerd has its files where ours would look for more
     // restrict_oom_score_adj: in a container, the rig may not lower it, and a pod asks for it
     format!(
-        r#"version = 3
+        r#"version = 4
 root = "{ROOT}"
 state = "/run/containerd"
-[grpc]
+imports = []
+[plugins.'io.containerd.server.v1.grpc']
   address = "{SOCKET}"
 [plugins.'io.containerd.cri.v1.images']
   snapshotter = "overlayfs"
@@ -50,16 +55,29 @@ state = "/run/containerd"
     )
 }
 
-/// kubelet's configuration. `ca` signs its clients, `cgroup` is the control group of its pods, if not the root.
-pub fn kubelet(ca: &Path, cgroup: Option<&str>) -> Value {
+/// kubelet's certificates.
+#[derive(Debug, Clone, Copy)]
+pub struct Certificates<'a> {
+    /// Signs its clients.
+    pub ca: &'a Path,
+    /// Its own, as a server. Without one it makes itself one, whose RSA key takes an emulated node ten seconds.
+    pub certificate: &'a Path,
+    /// The key of that.
+    pub key: &'a Path,
+}
+
+/// kubelet's configuration. `cgroup` is the control group of its pods, if not the root.
+pub fn kubelet(certificates: Certificates<'_>, cgroup: Option<&str>) -> Value {
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
         "authentication": {
             "anonymous": { "enabled": false },
             "webhook": { "enabled": true },
-            "x509": { "clientCAFile": ca },
+            "x509": { "clientCAFile": certificates.ca },
         },
+        "tlsCertFile": certificates.certificate,
+        "tlsPrivateKeyFile": certificates.key,
         "authorization": { "mode": "Webhook" },
         "cgroupDriver": "cgroupfs",
         "cgroupRoot": cgroup.unwrap_or(PODS_GROUP),
@@ -67,6 +85,7 @@ pub fn kubelet(ca: &Path, cgroup: Option<&str>) -> Value {
         "failCgroupV1": false,
         "failSwapOn": false,
         "containerRuntimeEndpoint": format!("unix://{SOCKET}"),
+        "clusterDNS": [CLUSTER_DNS],
         "clusterDomain": "cluster.local",
         "resolvConf": RESOLV_CONF,
         // the canary chain of iptables: nothing of the cluster uses iptables
@@ -135,10 +154,15 @@ pub fn cni(ranges: &[String]) -> Result<Value> {
 }
 
 /// Every file of a node that does not depend on the cluster's answers.
-pub fn files(sandbox: &str, cni: &Path, ca: &Path, cgroup: Option<&str>) -> BTreeMap<PathBuf, String> {
+pub fn files(
+    sandbox: &str,
+    cni: &Path,
+    certificates: Certificates<'_>,
+    cgroup: Option<&str>,
+) -> BTreeMap<PathBuf, String> {
     BTreeMap::from([
         (CONTAINERD_CONFIG.into(), containerd(sandbox, cni)),
-        (KUBELET_CONFIG.into(), kubelet(ca, cgroup).to_string()),
+        (KUBELET_CONFIG.into(), kubelet(certificates, cgroup).to_string()),
         (RESOLV_CONF.into(), String::new()),
     ])
 }
@@ -173,8 +197,12 @@ mod tests {
 
     #[test]
     fn kubelet_makes_its_groups_below_the_clusters() {
-        assert_eq!(kubelet(Path::new("/ca.crt"), Some("/fairlead-1/n1"))["cgroupRoot"], "/fairlead-1/n1");
-        assert_eq!(kubelet(Path::new("/ca.crt"), None)["cgroupRoot"], "/");
+        let [ca, certificate, key] = ["/ca.crt", "/n1.crt", "/n1.key"].map(Path::new);
+        let certificates = Certificates { ca, certificate, key };
+        let config = kubelet(certificates, Some("/fairlead-1/n1"));
+        assert_eq!(config["cgroupRoot"], "/fairlead-1/n1");
+        assert_eq!(config["tlsCertFile"], "/n1.crt");
+        assert_eq!(kubelet(certificates, None)["cgroupRoot"], "/");
     }
 
     #[test]
