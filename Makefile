@@ -1,12 +1,13 @@
 # Thin targets over cargo and the rig (e2e). The rig installs Debian packages that are missing, as root or with sudo,
-# and says so; what is slow to make is kept in $FAIRLEAD_CACHE (default ~/.cache/fairlead).
+# and says so; what is slow to make is kept in $FAIRLEAD_CACHE (default ~/.cache/fairlead). Clusters need root.
 
 CARGO ?= cargo
-# the features of the guest tests, so that cargo builds the rig once for both
-RIG := $(CARGO) run --quiet --package fairlead-e2e --features machine --bin rig --
+# the features of all tests, so that cargo builds the rig once for all
+RIG_FEATURES := --package fairlead-e2e --features machine,cluster
+RIG := $(CARGO) run --quiet $(RIG_FEATURES) --bin rig --
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test generate lint bench clean toolchain
+.PHONY: help demo cluster test image generate lint bench clean toolchain root
 
 # $(call stage,name,command): runs the command and prints how long it took
 define stage
@@ -21,10 +22,18 @@ demo: toolchain ## real traffic through real IPVS, step by step, without a clust
 	@echo "The demo boots a machine with Debian's kernel. Missing Debian packages are installed: as root, or with sudo."
 	$(CARGO) run --release --package fairlead-e2e --bin demo
 
-test: toolchain ## all tests: on this host, then on a real IPVS kernel
-	@echo "Missing Debian packages are installed: as root, or with sudo."
+cluster: toolchain root ## a real cluster of three IPVS machines with Fairlead on it; it stays up
+	$(CARGO) build --quiet $(RIG_FEATURES) --bins
+	target/debug/tour --rig $(CURDIR)/target/debug/rig
+
+test: toolchain root ## all tests: on this host, on a real IPVS kernel, on a real cluster
 	$(call stage,unit tests,$(CARGO) test --quiet --workspace)
 	$(call stage,guest tests,$(RIG) test)
+	$(call stage,control plane tests,$(CARGO) test --quiet $(RIG_FEATURES) --test control_plane --test operator -- --test-threads=2)
+	$(call stage,cluster tests,$(RIG) cluster test)
+
+image: toolchain ## the image of operator and agent, as an OCI archive, and its digest
+	@$(RIG) image
 
 generate: ## writes the generated files (CRDs)
 	$(CARGO) run --quiet --package fairlead-crds --bin crdgen
@@ -39,8 +48,13 @@ bench: toolchain ## benchmarks, on a real IPVS kernel
 	$(CARGO) build --quiet --package fairlead-e2e --features machine --bins
 	target/debug/bench
 
-clean: ## removes what cargo built; the machine's kernel stays in the cache
+clean: ## takes the cluster down and removes what cargo built; the cache stays
+	@[ ! -x target/debug/rig ] || target/debug/rig cluster down
 	$(CARGO) clean
+
+# A cluster's namespaces, mounts and devices are root's.
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "make $(MAKECMDGOALS) needs root for the namespaces of its clusters: run it with sudo -E"; exit 1; }
 
 # Rust links with cc, which a fresh Debian lacks.
 toolchain:

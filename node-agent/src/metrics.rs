@@ -28,6 +28,7 @@ use crate::{
     netlink::NetlinkError,
     serve::HealthRequests,
     status::Shared,
+    watch::{KindStatus, SourceHealth},
 };
 
 type Labels = Vec<(&'static str, String)>;
@@ -51,7 +52,7 @@ pub struct Metrics {
     pub endpoint_changes_pending: Gauge,
     /// Service changes not yet programmed.
     pub service_changes_pending: Gauge,
-    /// Files of the manifests folder that are not in effect because they are broken.
+    /// What is wrong with the source of objects.
     pub source_errors: Gauge,
     /// Why the node is not programmed: 1 for the reason that holds.
     pub refusals: Family<Labels, Gauge>,
@@ -70,7 +71,12 @@ fn programming_buckets() -> impl Iterator<Item = f64> {
 
 impl Metrics {
     /// The metrics, in a registry of their own.
-    pub fn register(shared: Shared, reader: IpvsReader, requests: &HealthRequests) -> (Self, Registry) {
+    pub fn register(
+        shared: Shared,
+        source: SourceHealth,
+        reader: IpvsReader,
+        requests: &HealthRequests,
+    ) -> (Self, Registry) {
         let metrics = Self {
             network_programming: Histogram::new(programming_buckets()),
             sync_duration: Histogram::new(sync_buckets()),
@@ -90,7 +96,7 @@ impl Metrics {
         let ours = registry.sub_registry_with_prefix("fairlead");
         ours.register(
             "source_errors",
-            "Files of the manifests folder that are not in effect because they are broken",
+            "What is wrong with the source of objects: broken manifests or objects, kinds that cannot be followed",
             metrics.source_errors.clone(),
         );
         ours.register(
@@ -98,7 +104,7 @@ impl Metrics {
             "1 while the node is not programmed, by reason",
             metrics.refusals.clone(),
         );
-        registry.register_collector(Box::new(StatusCollector { shared, reader: Mutex::new(reader) }));
+        registry.register_collector(Box::new(StatusCollector { shared, source, reader: Mutex::new(reader) }));
         (metrics, registry)
     }
 
@@ -174,6 +180,7 @@ impl IpvsReader {
 #[derive(Debug)]
 struct StatusCollector {
     shared: Shared,
+    source: SourceHealth,
     reader: Mutex<IpvsReader>,
 }
 
@@ -228,11 +235,44 @@ impl Collector for StatusCollector {
             "Kernel objects that others had changed or removed, by kind",
             labelled("object", &totals.repairs),
         )?;
+        self.encode_source(&mut encoder)?;
         self.encode_ipvs(&mut encoder, &status.owners)
     }
 }
 
 impl StatusCollector {
+    fn encode_source(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let kinds = self.source.get().kinds;
+        let by_kind = |value: fn(&KindStatus) -> Option<u64>| -> Vec<_> {
+            let values = kinds.iter().filter_map(|(kind, status)| Some((*kind, value(status)?)));
+            values.map(|(kind, value)| (vec![("kind", kind.to_owned())], value)).collect()
+        };
+        gauges(
+            encoder,
+            "fairlead_source_objects",
+            "Objects of the API that are in effect, by kind",
+            by_kind(|kind| u64::try_from(kind.objects).ok()),
+        )?;
+        gauges(
+            encoder,
+            "fairlead_source_silence_seconds",
+            "Time since the last sign of life of a watch, by kind; a server that is well gives one a minute",
+            by_kind(|kind| kind.alive.map(|at| at.elapsed().as_secs())),
+        )?;
+        counters(
+            encoder,
+            "fairlead_source_lists",
+            "Lists of the API, the first included, by kind",
+            by_kind(|kind| Some(kind.lists)),
+        )?;
+        counters(
+            encoder,
+            "fairlead_source_failures",
+            "Failed attempts to follow the API, by kind",
+            by_kind(|kind| Some(kind.failures)),
+        )
+    }
+
     fn encode_ipvs(
         &self,
         encoder: &mut DescriptorEncoder<'_>,
@@ -340,8 +380,12 @@ mod tests {
 
     #[test]
     fn kube_proxys_names_and_buckets_are_there() {
-        let (metrics, registry) =
-            Metrics::register(Shared::default(), IpvsReader::default(), &HealthRequests::default());
+        let (metrics, registry) = Metrics::register(
+            Shared::default(),
+            SourceHealth::default(),
+            IpvsReader::default(),
+            &HealthRequests::default(),
+        );
         metrics.network_programming.observe(0.3);
         metrics.endpoint_changes.inc();
         let text = render(&registry);

@@ -129,7 +129,7 @@ impl Observed {
             .pods
             .iter()
             .filter(|pod| pod.metadata.deletion_timestamp.is_some())
-            .filter_map(|pod| pod.spec.node_name.as_deref())
+            .filter_map(|pod| pod.node())
             .collect();
         let badly = |facts: &NodeFacts<'_>| {
             let told = facts.agent.and_then(|agent| agent.spec.revision.as_deref());
@@ -189,7 +189,7 @@ impl Observed {
             let created = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
             (pod.metadata.deletion_timestamp.is_none(), created)
         });
-        pods.into_iter().filter_map(|pod| Some((pod.spec.node_name.as_deref()?, pod))).collect()
+        pods.into_iter().filter_map(|pod| Some((pod.node()?, pod))).collect()
     }
 }
 

@@ -258,3 +258,6 @@ impl Plan {
             && !matches!(self.pods, Step::Replace(_))
     }
 }
+
+#[cfg(test)]
+mod tests;

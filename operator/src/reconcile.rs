@@ -202,7 +202,7 @@ fn next_look(plan: &Plan, status: &ServiceNetworkStatus) -> Action {
 }
 
 fn node_of(pod: &AgentPod) -> &str {
-    pod.spec.node_name.as_deref().unwrap_or_default()
+    pod.node().unwrap_or_default()
 }
 
 /// The API of ServiceNetworks, which are read untyped (see `validate`).

@@ -80,3 +80,6 @@ pub fn explain(error: &kube::Error) -> String {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -35,10 +35,10 @@ pub fn default_folder() -> Result<PathBuf> {
 pub fn prepare(kinds: &[Kind], rig: &Path) -> Result<()> {
     packages::ensure(&[packages::TOOLS])?;
     if kinds.is_empty() {
-        programs::control_plane().map(drop)
-    } else {
-        Stock::ensure(&programs::ensure()?, kinds, rig).map(drop)
+        return programs::control_plane().map(drop);
     }
+    let stock = Stock::ensure(&programs::ensure()?, rig)?;
+    if kinds.contains(&Kind::Machine) { stock.ensure_machines() } else { Ok(()) }
 }
 
 /// Brings a cluster up in `folder` that runs until it is taken down. `rig` is the rig's program.

@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde::Deserialize;
 
+use super::Context;
 use super::image::recipes::Images;
 use super::keeper::Keeper;
 use super::kubectl::Kubectl;
-use super::node::{Kind, Node, Spec, Stock};
+use super::node::{Node, Spec, Stock};
+use super::programs::{self, Programs};
 use super::wire::NodeState;
-use super::{Context, programs};
 use crate::session::Output;
 
 /// Three machines at once on two cores take three minutes.
@@ -34,7 +35,8 @@ pub struct Nodes {
     known: Mutex<BTreeMap<String, Known>>,
     /// The rig's program, which does its part inside nodes.
     rig: Option<PathBuf>,
-    stock: Mutex<BTreeMap<Kind, Arc<Stock>>>,
+    /// What it was when the first node was added, whatever is built meanwhile.
+    stock: Mutex<Option<(Programs, Arc<Stock>)>>,
 }
 
 #[derive(Debug)]
@@ -156,7 +158,7 @@ impl Nodes {
     fn boot(&self, spec: Spec) -> Result<Keeper<Option<Node>>> {
         let name = spec.name.clone();
         let before = self.in_api(&name)?.and_then(|node| node.heartbeat());
-        let (context, stock) = self.stock(spec.kind)?;
+        let (context, stock) = self.stock()?;
         let keeper = Keeper::start(move || Node::start(&spec, &context, &stock).map(Some))?;
         let start = Instant::now();
         loop {
@@ -172,24 +174,25 @@ impl Nodes {
         }
     }
 
-    /// What nodes of a kind share: what it was when the first one was added, whatever is built meanwhile.
-    fn stock(&self, kind: Kind) -> Result<(Context, Arc<Stock>)> {
+    /// What all nodes share.
+    fn stock(&self) -> Result<(Context, Arc<Stock>)> {
         let rig =
             self.rig.as_deref().context("a control plane of a test's own has no nodes: use lifecycle::up")?;
-        let context = Context { programs: programs::ensure()?, ..self.context.clone() };
-        let mut stocks = lock(&self.stock);
-        if let Some(stock) = stocks.get(&kind) {
-            return Ok((context, Arc::clone(stock)));
-        }
-        let stock = Arc::new(Stock::ensure(&context.programs, &[kind], rig)?);
-        stocks.insert(kind, Arc::clone(&stock));
-        Ok((context, stock))
+        let mut stock = lock(&self.stock);
+        let (programs, stock) = if let Some(made) = &*stock {
+            made
+        } else {
+            let programs = programs::ensure()?;
+            let made = Arc::new(Stock::ensure(&programs, rig)?);
+            stock.insert((programs, made))
+        };
+        Ok((Context { programs: programs.clone(), ..self.context.clone() }, Arc::clone(stock)))
     }
 
     /// The images that are on every node, by their short names.
     pub fn images(&self) -> BTreeMap<String, String> {
-        let stocks = lock(&self.stock);
-        let images = stocks.values().next().map(|stock| &stock.images);
+        let stock = lock(&self.stock);
+        let images = stock.as_ref().map(|(_, stock)| &stock.images);
         let named = images.map(|Images { fairlead, pause, traffic }| {
             [("fairlead", fairlead), ("pause", pause), ("traffic", traffic)]
         });

@@ -62,7 +62,8 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
     let mut source = runtime.block_on(Source::start(&args.source, state_dir, inputs.clone()))?;
     let shared = Shared::default();
     let requests = HealthRequests::default();
-    let (metrics, registry) = Metrics::register(shared.clone(), IpvsReader::default(), &requests);
+    let (metrics, registry) =
+        Metrics::register(shared.clone(), source.health(), IpvsReader::default(), &requests);
     let (ours, is_ours) = cell::channel(false);
     let bring_up = BringUp::new(args.force, args.metrics_bind_address, health_address, inputs.clone(), ours);
     let agent = Agent::new(bring_up, record, state_dir.clone(), source.health(), shared.clone(), metrics);
@@ -141,7 +142,7 @@ impl Source {
     fn reporter(&self, shared: Shared) -> Option<Reporter> {
         let Self::Api { source, client, node } = self else { return None };
         let version = env!("CARGO_PKG_VERSION");
-        Some(Reporter::new(client, node, source.own(), source.verdict(), shared, version))
+        Some(Reporter::new(client, node, source.own(), shared, version))
     }
 
     /// Waits for the end that a source should not have.

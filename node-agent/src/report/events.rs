@@ -12,6 +12,8 @@ use k8s_openapi::{
 };
 use kube::{Api, Client, api::PostParams};
 
+use super::Reason;
+
 /// Events about objects without a namespace are kept there.
 const NAMESPACE: &str = "default";
 /// The API takes no longer notes, in bytes.
@@ -35,6 +37,8 @@ pub(super) fn transitions(before: &[Condition], after: &[Condition]) -> Vec<Told
     for type_ in [PROGRAMMED, HEALTHY] {
         let Some(now) = conditions::find(after, type_) else { continue };
         let event = match (is_false(conditions::find(before, type_)), is_false(Some(now))) {
+            // Merely slow.
+            (false, true) if now.reason == Reason::Progressing.as_str() => continue,
             (false, true) => Told { warning: true, reason: now.reason.clone(), note: now.message.clone() },
             (true, false) => Told { warning: false, reason: type_.to_owned(), note: now.message.clone() },
             _ => continue,
@@ -135,6 +139,12 @@ mod tests {
         let one = conditions((Truth::True, "AsExpected"), (Truth::False, "ServicesRefused"));
         let other = conditions((Truth::True, "AsExpected"), (Truth::False, "NotFollowing"));
         assert_eq!(reasons(&one, &other), []);
+    }
+
+    #[test]
+    fn slowness_is_no_event() {
+        let slow = conditions((Truth::False, Reason::Progressing.as_str()), (Truth::True, "AsExpected"));
+        assert_eq!(reasons(&[], &slow), []);
     }
 
     #[test]

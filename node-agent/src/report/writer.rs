@@ -30,7 +30,7 @@ use super::{
 use crate::{
     backoff::{Backoff, jitter},
     status::Shared,
-    watch::api::{OwnNode, Verdict},
+    watch::api::{OwnNode, OwnSource, Verdict},
 };
 
 const OURS: [&str; 3] = [ACCEPTED, PROGRAMMED, HEALTHY];
@@ -83,19 +83,12 @@ struct Need {
 
 impl Reporter {
     /// A writer for the agent of `node`, whose version is `version`.
-    pub fn new(
-        client: &Client,
-        node: &str,
-        own: cell::Receiver<OwnNode>,
-        verdict: cell::Receiver<Verdict>,
-        shared: Shared,
-        version: &str,
-    ) -> Self {
+    pub fn new(client: &Client, node: &str, own: &OwnSource, shared: Shared, version: &str) -> Self {
         Self {
             api: Api::all(client.clone()),
             events: Events::new(client, node),
-            own,
-            verdict,
+            own: own.node(),
+            verdict: own.verdict(),
             shared,
             version: version.to_owned(),
             written: None,

@@ -58,17 +58,14 @@ pub fn assignment(node: &NodeId, agent: Option<&Arc<AgentView>>, revision: &str)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::watch::AgentStatus;
+    use crate::{rollout::fixtures, watch::AgentStatus};
 
     fn node() -> NodeId {
-        NodeId { name: "n".to_owned(), uid: "uid-1".to_owned() }
+        NodeId { name: "n".to_owned(), uid: "uid-n".to_owned() }
     }
 
-    fn agent(uid: &str, revision: &str) -> AgentView {
-        let mut agent: AgentView = serde_json::from_value(service_network_node("n", uid, revision)).unwrap();
-        agent.metadata.uid = Some("own".to_owned());
-        agent.metadata.resource_version = Some("7".to_owned());
-        agent
+    fn agent(told: &str) -> AgentView {
+        fixtures::agent("n", told, told)
     }
 
     fn for_agent(agent: AgentView) -> Option<Assignment> {
@@ -77,26 +74,27 @@ mod tests {
 
     #[test]
     fn a_node_that_was_told_is_not_told_again() {
-        assert_eq!(for_agent(agent("uid-1", "fairlead-1")), None);
+        assert_eq!(for_agent(agent("fairlead-1")), None);
     }
 
     #[test]
     fn a_new_node_and_another_revision_are_written() {
         let new = assignment(&node(), None, "fairlead-1").unwrap();
         assert_eq!((new.remove_first, &new.object["spec"]["revision"]), (None, &"fairlead-1".into()));
-        assert!(for_agent(agent("uid-1", "fairlead-0")).is_some());
+        assert!(for_agent(agent("fairlead-0")).is_some());
     }
 
     #[test]
     fn what_was_made_for_an_earlier_node_of_that_name_goes_first() {
-        let again = for_agent(agent("uid-0", "fairlead-1")).unwrap();
-        assert_eq!(again.remove_first, Some(("own".to_owned(), "7".to_owned())));
-        assert_eq!(again.object["metadata"]["ownerReferences"][0]["uid"], "uid-1");
+        let anew = NodeId { uid: "uid-new".to_owned(), ..node() };
+        let again = assignment(&anew, Some(&Arc::new(agent("fairlead-1"))), "fairlead-1").unwrap();
+        assert_eq!(again.remove_first, Some(("own-n".to_owned(), "7".to_owned())));
+        assert_eq!(again.object["metadata"]["ownerReferences"][0]["uid"], "uid-new");
     }
 
     #[test]
     fn an_owner_that_somebody_took_away_is_put_back() {
-        let mut orphan = agent("uid-1", "fairlead-1");
+        let mut orphan = agent("fairlead-1");
         orphan.metadata.owner_references = None;
         assert_eq!(for_agent(orphan).unwrap().remove_first, None);
     }
@@ -107,6 +105,6 @@ mod tests {
             config_versions: vec!["config.fairlead.dev/v0".to_owned()],
             ..AgentStatus::default()
         };
-        assert_eq!(for_agent(AgentView { status: older, ..agent("uid-1", "fairlead-0") }), None);
+        assert_eq!(for_agent(AgentView { status: older, ..agent("fairlead-0") }), None);
     }
 }

@@ -10,6 +10,9 @@ pub mod pods;
 pub mod revisions;
 pub mod verdict;
 
+#[cfg(test)]
+pub mod fixtures;
+
 use std::time::Duration;
 
 /// How long a rollout may go without progress before it counts as failed.

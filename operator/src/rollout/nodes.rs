@@ -173,8 +173,119 @@ fn not_running(pod: Option<&AgentPod>, bare_since: Option<Timestamp>) -> Option<
         return None;
     }
     let name = pod.metadata.name.as_deref().unwrap_or_default();
-    match pod.waiting() {
-        Some(waiting) => because(format!("pod {name} is not Ready: {waiting}")),
-        None => because(format!("pod {name} is not Ready")),
+    because(match pod.waiting() {
+        Some(waiting) => format!("pod {name} is not Ready: {waiting}"),
+        None if pod.spec.node_name.is_none() => format!("pod {name} is not scheduled"),
+        None => format!("pod {name} is not Ready"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use fairlead_crds::conditions::Truth;
+
+    use super::*;
+    use crate::rollout::fixtures::{agent, at, condition, pod, waiting, with};
+
+    const WANTED: Option<&str> = Some("fairlead-1");
+
+    fn judge(agent: Option<&AgentView>, pod: Option<&AgentPod>) -> NodeState {
+        let bare_since = pod.is_none().then(|| at(70));
+        let facts = NodeFacts { name: "n", agent, pod, bare_since, unreachable: false };
+        NodeState::judge(facts, WANTED)
+    }
+
+    fn reason(state: &NodeState) -> (Severity, &str, &str) {
+        let trouble = state.trouble.as_ref().unwrap();
+        (trouble.severity, &trouble.reason, &trouble.message)
+    }
+
+    fn well() -> AgentView {
+        agent("n", "fairlead-1", "fairlead-1")
+    }
+
+    fn says(type_: &str, reason: &str) -> AgentView {
+        with(well(), condition(type_, Truth::False, reason, "a sentence", 110))
+    }
+
+    #[test]
+    fn a_node_that_has_programmed_what_it_is_to_run_and_whose_pod_is_ready_is_well() {
+        let state = judge(Some(&well()), Some(&pod("n", "t", true)));
+        assert!(state.updated && state.healthy() && !state.moving && !state.awaited());
+        assert_eq!((state.updated_at, state.version.as_deref()), (Some(at(100)), Some("0.1.0")));
+    }
+
+    #[test]
+    fn a_node_that_runs_an_earlier_revision_is_moving() {
+        let state = judge(Some(&agent("n", "fairlead-1", "fairlead-0")), Some(&pod("n", "t", true)));
+        assert!(!state.updated && state.moving && state.awaited());
+        assert_eq!(reason(&state), (Severity::Pending, "RollingOut", "it runs fairlead-0 still"));
+    }
+
+    #[test]
+    fn an_agent_that_has_not_reported_is_waited_for() {
+        let state = judge(None, Some(&pod("n", "t", true)));
+        assert!(!state.updated && !state.moving && state.awaited());
+        assert_eq!(reason(&state).1, "NotReporting");
+    }
+
+    #[test]
+    fn what_an_agent_says_is_told_in_its_words() {
+        let ready = pod("n", "t", true);
+        let refused = says(ACCEPTED, "UnknownField");
+        assert_eq!(
+            reason(&judge(Some(&refused), Some(&ready))),
+            (Severity::Refused, "UnknownField", "a sentence")
+        );
+        let missing = says(PROGRAMMED, "MissingKernelModule");
+        let state = judge(Some(&missing), Some(&ready));
+        assert_eq!(reason(&state), (Severity::NotProgrammed, "MissingKernelModule", "a sentence"));
+        assert!(!state.updated);
+        let unwell = says(HEALTHY, "ForeignState");
+        let state = judge(Some(&unwell), Some(&ready));
+        assert_eq!(reason(&state), (Severity::Degraded, "ForeignState", "a sentence"));
+        assert!(state.updated);
+    }
+
+    #[test]
+    fn what_an_agent_said_of_an_earlier_revision_is_no_word_on_this_one() {
+        let mut told_anew = with(
+            agent("n", "fairlead-1", "fairlead-0"),
+            condition(ACCEPTED, Truth::False, "UnknownField", "", 110),
+        );
+        told_anew.metadata.generation = Some(2);
+        assert!(!judge(Some(&told_anew), Some(&pod("n", "t", true))).refuses());
+        told_anew.status.observed_generation = Some(2);
+        assert!(judge(Some(&told_anew), Some(&pod("n", "t", true))).refuses());
+    }
+
+    #[test]
+    fn a_report_does_not_hide_that_the_agent_is_gone() {
+        let state = judge(Some(&well()), None);
+        assert_eq!(reason(&state), (Severity::NotRunning, "AgentNotReady", "it has no pod of the agent"));
+        assert_eq!(state.trouble.unwrap().since, Some(at(70)));
+        let crashing = waiting(pod("n", "t", false), "CrashLoopBackOff");
+        let state = judge(Some(&well()), Some(&crashing));
+        assert_eq!(reason(&state).2, "pod agent-n is not Ready: CrashLoopBackOff");
+        // what it programmed is in the kernel all the same
+        assert!(state.updated);
+    }
+
+    #[test]
+    fn a_node_out_of_reach_is_not_waited_for() {
+        let moving = agent("n", "fairlead-1", "fairlead-0");
+        let facts =
+            NodeFacts { name: "n", agent: Some(&moving), pod: None, bare_since: None, unreachable: true };
+        let state = NodeState::judge(facts, WANTED);
+        assert!(!state.awaited() && !state.healthy());
+        assert_eq!(reason(&state).1, "NodeUnreachable");
+    }
+
+    #[test]
+    fn an_agent_that_does_not_know_the_config_has_to_be_replaced() {
+        let mut older = agent("n", "fairlead-0", "fairlead-0");
+        older.status.config_versions = vec!["config.fairlead.dev/v0".to_owned()];
+        let state = judge(Some(&older), Some(&pod("n", "t", true)));
+        assert_eq!(reason(&state).1, "AgentTooOld");
     }
 }

@@ -60,11 +60,9 @@ pub fn is_outdated(pod: &AgentPod, template: &str) -> bool {
 /// What to do next.
 pub fn next(situation: &Situation<'_>) -> Step {
     let Situation { pods, hosts, template, template_seen, deleted_last } = situation;
-    let within_reach = |pod: &AgentPod| match pod.spec.node_name.as_ref().and_then(|node| hosts.get(node)) {
-        Some(host) => !host.unreachable,
-        // Its Node is gone; the garbage collector of pods sees to it.
-        None => pod.spec.node_name.is_none(),
-    };
+    // Of a pod whose Node is gone the garbage collector of pods takes care.
+    let host_of = |pod: &AgentPod| pod.node().and_then(|node| hosts.get(node));
+    let within_reach = |pod: &AgentPod| host_of(pod).is_some_and(|host| !host.unreachable);
     let mut pods: Vec<_> = pods.iter().filter(|pod| within_reach(pod)).collect();
     pods.sort_by_key(|pod| pod.name_any());
     if !pods.iter().any(|pod| is_outdated(pod, template)) {
@@ -89,11 +87,8 @@ pub fn next(situation: &Situation<'_>) -> Step {
         let since = unready.since().map(|time| time.0);
         return wait(format!("pod {} {} is not Ready{why}", unready.name_any(), place(unready)), since);
     }
-    let idle = pods.iter().filter(|pod| !is_outdated(pod, template)).find(|pod| {
-        let host = pod.spec.node_name.as_ref().and_then(|node| hosts.get(node));
-        host.is_some_and(|host| !host.programmed)
-    });
-    if let Some(idle) = idle {
+    let mut replaced = pods.iter().filter(|pod| !is_outdated(pod, template));
+    if let Some(idle) = replaced.find(|pod| host_of(pod).is_some_and(|host| !host.programmed)) {
         let since = idle.since().map(|time| time.0);
         return wait(format!("the node of pod {} {} is not programmed", idle.name_any(), place(idle)), since);
     }
@@ -109,9 +104,132 @@ fn is_going(pod: &AgentPod, deleted_last: Option<&str>) -> bool {
 }
 
 fn place(pod: &AgentPod) -> String {
-    pod.spec.node_name.as_ref().map_or("without a node".to_owned(), |node| format!("on {node}"))
+    pod.node().map_or("without a node".to_owned(), |node| format!("on {node}"))
 }
 
 fn wait(for_: String, since: Option<Timestamp>) -> Step {
     Step::Wait { for_, since }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rollout::fixtures::{at, pod, waiting};
+
+    struct Cluster {
+        pods: Vec<Arc<AgentPod>>,
+        hosts: BTreeMap<String, Host>,
+        template_seen: bool,
+        deleted_last: Option<String>,
+    }
+
+    impl Cluster {
+        fn of(pods: Vec<AgentPod>) -> Self {
+            let host = |pod: &AgentPod| {
+                (
+                    pod.node().unwrap().to_owned(),
+                    Host { unreachable: false, programmed: true, bare_since: None },
+                )
+            };
+            Self {
+                hosts: pods.iter().map(host).collect(),
+                pods: pods.into_iter().map(Arc::new).collect(),
+                template_seen: true,
+                deleted_last: None,
+            }
+        }
+
+        fn with_host(mut self, node: &str, change: impl FnOnce(&mut Host)) -> Self {
+            let host = Host { unreachable: false, programmed: true, bare_since: None };
+            change(self.hosts.entry(node.to_owned()).or_insert(host));
+            self
+        }
+
+        fn next(&self) -> String {
+            let step = next(&Situation {
+                pods: &self.pods,
+                hosts: &self.hosts,
+                template: "new",
+                template_seen: self.template_seen,
+                deleted_last: self.deleted_last.as_deref(),
+            });
+            match step {
+                Step::Done => "done".to_owned(),
+                Step::Replace(pod) => format!("replace {}", pod.name_any()),
+                Step::Wait { for_, .. } => for_,
+            }
+        }
+    }
+
+    #[test]
+    fn pods_of_the_present_template_are_left_alone() {
+        assert_eq!(Cluster::of(vec![pod("a", "new", true), pod("b", "new", false)]).next(), "done");
+        assert_eq!(Cluster::of(Vec::new()).next(), "done");
+    }
+
+    #[test]
+    fn outdated_pods_are_replaced_one_after_another() {
+        assert_eq!(Cluster::of(vec![pod("b", "old", true), pod("a", "old", true)]).next(), "replace agent-a");
+        assert_eq!(Cluster::of(vec![pod("b", "old", true), pod("a", "new", true)]).next(), "replace agent-b");
+    }
+
+    #[test]
+    fn the_next_waits_until_the_last_is_ready_and_its_node_programmed() {
+        let starting = waiting(pod("a", "new", false), "CrashLoopBackOff");
+        let cluster = Cluster::of(vec![starting, pod("b", "old", true)]);
+        assert_eq!(cluster.next(), "pod agent-a on a is not Ready: CrashLoopBackOff");
+        let idle = Cluster::of(vec![pod("a", "new", true), pod("b", "old", true)])
+            .with_host("a", |host| host.programmed = false);
+        assert_eq!(idle.next(), "the node of pod agent-a on a is not programmed");
+    }
+
+    #[test]
+    fn the_next_waits_until_the_last_is_gone_and_made_anew() {
+        let mut leaving = pod("a", "old", true);
+        leaving.metadata.deletion_timestamp = leaving.metadata.creation_timestamp.clone();
+        assert_eq!(
+            Cluster::of(vec![leaving, pod("b", "old", true)]).next(),
+            "pod agent-a on a is on its way out"
+        );
+
+        let mut unseen = Cluster::of(vec![pod("a", "old", true), pod("b", "old", true)]);
+        unseen.deleted_last = unseen.pods[0].uid();
+        assert_eq!(unseen.next(), "pod agent-a on a is on its way out");
+
+        let bare =
+            Cluster::of(vec![pod("b", "old", true)]).with_host("a", |host| host.bare_since = Some(at(9)));
+        assert_eq!(bare.next(), "node a has no pod of the agent yet");
+    }
+
+    #[test]
+    fn an_outdated_pod_that_does_not_work_has_nothing_to_lose() {
+        let cluster =
+            Cluster::of(vec![pod("a", "new", false), pod("b", "old", false), pod("c", "old", true)]);
+        assert_eq!(cluster.next(), "replace agent-b");
+    }
+
+    #[test]
+    fn nothing_is_replaced_before_the_new_template_would_be_used() {
+        let mut cluster = Cluster::of(vec![pod("a", "old", true)]);
+        cluster.template_seen = false;
+        assert_eq!(cluster.next(), "the DaemonSet controller has not seen the new template yet");
+    }
+
+    #[test]
+    fn a_node_out_of_reach_holds_nothing_up_and_its_pod_is_left_alone() {
+        let lost = |pods| Cluster::of(pods).with_host("a", |host| host.unreachable = true);
+        assert_eq!(lost(vec![pod("a", "old", false), pod("b", "old", true)]).next(), "replace agent-b");
+        assert_eq!(lost(vec![pod("a", "old", false), pod("b", "new", true)]).next(), "done");
+        let bare = Cluster::of(vec![pod("b", "old", true)]).with_host("a", |host| {
+            *host = Host { unreachable: true, programmed: false, bare_since: Some(at(9)) };
+        });
+        assert_eq!(bare.next(), "replace agent-b");
+    }
+
+    #[test]
+    fn a_pod_without_a_digest_is_outdated() {
+        let mut foreign = pod("a", "new", true);
+        foreign.metadata.annotations = None;
+        assert_eq!(Cluster::of(vec![foreign]).next(), "replace agent-a");
+    }
 }

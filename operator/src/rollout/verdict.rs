@@ -48,3 +48,63 @@ pub fn last_progress(began: Timestamp, nodes: &[NodeState]) -> Timestamp {
 fn signed(duration: Duration) -> SignedDuration {
     SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::rollout::{
+        fixtures::at,
+        nodes::{Severity, Trouble},
+    };
+
+    fn node(updated: bool, trouble: Option<Severity>) -> NodeState {
+        NodeState {
+            name: "n".to_owned(),
+            updated,
+            moving: !updated,
+            unreachable: trouble == Some(Severity::Unreachable),
+            updated_at: updated.then(|| at(100)),
+            trouble: trouble.map(|severity| Trouble {
+                severity,
+                reason: String::new(),
+                message: String::new(),
+                since: None,
+            }),
+            version: None,
+        }
+    }
+
+    fn nodes(well: usize, late: usize, trouble: Severity) -> Vec<NodeState> {
+        let well = std::iter::repeat_n(node(true, None), well);
+        well.chain(std::iter::repeat_n(node(false, Some(trouble)), late)).collect()
+    }
+
+    #[rstest]
+    #[case::all_are_there(10, 0, Severity::Pending, [Verdict::Passed, Verdict::Passed])]
+    #[case::a_cluster_without_nodes(0, 0, Severity::Pending, [Verdict::Passed, Verdict::Passed])]
+    #[case::some_are_on_their_way(5, 5, Severity::Pending, [Verdict::Moving, Verdict::Hung])]
+    #[case::one_of_ten_has_trouble_of_its_own(9, 1, Severity::NotProgrammed, [Verdict::Moving, Verdict::Passed])]
+    #[case::two_of_ten_have(8, 2, Severity::NotProgrammed, [Verdict::Moving, Verdict::Hung])]
+    #[case::one_of_two_has(1, 1, Severity::NotProgrammed, [Verdict::Moving, Verdict::Hung])]
+    #[case::one_of_ten_refuses_the_revision(9, 1, Severity::Refused, [Verdict::Moving, Verdict::Hung])]
+    #[case::half_are_out_of_reach(5, 5, Severity::Unreachable, [Verdict::Passed, Verdict::Passed])]
+    #[case::all_are_out_of_reach(0, 5, Severity::Unreachable, [Verdict::Moving, Verdict::Hung])]
+    #[case::the_only_one_has_trouble(0, 1, Severity::NotRunning, [Verdict::Moving, Verdict::Hung])]
+    fn a_rollout_passes_moves_or_hangs(
+        #[case] well: usize,
+        #[case] late: usize,
+        #[case] trouble: Severity,
+        #[case] before_and_after_the_deadline: [Verdict; 2],
+    ) {
+        let nodes = nodes(well, late, trouble);
+        assert_eq!([599, 600].map(|now| judge(&nodes, at(0), at(now))), before_and_after_the_deadline);
+    }
+
+    #[test]
+    fn every_node_that_is_done_is_progress() {
+        assert_eq!(last_progress(at(50), &nodes(1, 1, Severity::Pending)), at(100));
+        assert_eq!(last_progress(at(150), &nodes(1, 1, Severity::Pending)), at(150));
+    }
+}

@@ -157,10 +157,11 @@ pub fn node_agent(outcome: &Outcome<'_>, now: Timestamp) -> ComponentStatus {
     let without = without_agent(&plan.nodes, now);
     let troubled = plan.nodes.iter().filter(|node| !node.healthy()).count();
     let progressing = plan.verdict == Some(Verdict::Moving) || !matches!(plan.pods, Step::Done);
-    let available = without <= tolerated(plan.nodes.len());
+    let ever = plan.last_good.is_some() || plan.verdict != Some(Verdict::Moving);
+    let available = ever && without <= tolerated(plan.nodes.len());
     let reason = match (available, progressing) {
-        (false, _) => Reason::AgentsNotReady,
-        (true, true) => Reason::RollingOut,
+        (_, true) => Reason::RollingOut,
+        (false, false) => Reason::AgentsNotReady,
         (true, false) => Reason::AsExpected,
     };
     ComponentStatus {

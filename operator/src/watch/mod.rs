@@ -5,19 +5,18 @@
 //! for the status and for `/readyz`. No stream is shared: kube's shared streams lose deletions.
 
 mod back_off;
+mod health;
 mod slim;
 mod trigger;
 
-use std::{
-    collections::BTreeMap,
-    fmt::Debug,
-    hash::Hash,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::BTreeMap, fmt::Debug, hash::Hash, sync::Arc, time::Instant};
 
 use fairlead_crds::names::{AGENT, APP_LABEL, NAMESPACE, REVISION_LABEL, REVISION_OF_AGENT};
 use futures::{FutureExt as _, Stream, StreamExt as _};
-use k8s_openapi::api::{apps::v1::ControllerRevision, core::v1::Node};
+use k8s_openapi::{
+    api::{apps::v1::ControllerRevision, core::v1::Node},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use kube::{
     Api, Client, Resource,
     core::{DynamicObject, PartialObjectMeta},
@@ -30,6 +29,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
+use self::health::WatchHealth;
 pub use self::{
     back_off::BackOff,
     slim::{AgentPod, AgentStatus, AgentView, NodeView},
@@ -53,23 +53,6 @@ pub struct Caches {
     pub revisions: Store<ControllerRevision>,
     owned: BTreeMap<Owned, Store<DynamicObject>>,
     health: WatchHealth,
-}
-
-/// How each watch fares, by the plural of what it watches.
-#[derive(Clone, Debug, Default)]
-struct WatchHealth(Arc<Mutex<BTreeMap<String, Health>>>);
-
-#[derive(Clone, Debug, Default)]
-struct Health {
-    synced: bool,
-    error: Option<String>,
-}
-
-impl WatchHealth {
-    fn set(&self, plural: &str, change: impl FnOnce(&mut Health)) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        change(all.entry(plural.to_owned()).or_default());
-    }
 }
 
 impl Caches {
@@ -114,21 +97,12 @@ impl Caches {
 
     /// The kinds that have not been listed once, each with what its watch met last.
     pub fn unsynced(&self) -> Vec<String> {
-        let all = self.health.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let unsynced = all.iter().filter(|(_, health)| !health.synced);
-        unsynced
-            .map(|(plural, health)| match &health.error {
-                Some(error) => format!("{plural}: {error}"),
-                None => format!("{plural}: not listed yet"),
-            })
-            .collect()
+        self.health.unsynced()
     }
 
-    /// What the watches meet that do not work at present, although they did once.
+    /// The kinds whose watches go on failing although they have worked.
     pub fn failing(&self) -> Vec<String> {
-        let all = self.health.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let failing = all.iter().filter(|(_, health)| health.synced);
-        failing.filter_map(|(plural, health)| Some(format!("{plural}: {}", health.error.as_ref()?))).collect()
+        self.health.failing(Instant::now())
     }
 }
 
@@ -151,7 +125,7 @@ impl Start<'_> {
     {
         let writer = Writer::new(dyntype.clone());
         let store = writer.as_reader();
-        self.health.set(plural, |_| ());
+        self.health.begin(plural);
         let (health, trigger, plural) = (self.health.clone(), self.trigger.clone(), plural.to_owned());
         let (before, dyntype) = (store.clone(), dyntype.clone());
         let events = events
@@ -179,35 +153,35 @@ fn observe<K>(
     match event {
         Ok(Event::Init | Event::InitApply(_)) => {}
         Ok(Event::InitDone) => {
-            health.set(plural, |health| *health = Health { synced: true, error: None });
+            health.synced(plural);
             trigger.fire();
         }
         Ok(Event::Apply(object)) => {
-            health.set(plural, |health| health.error = None);
+            health.works(plural);
             let before = store.get(&ObjectRef::from_obj_with(object, dyntype.clone()));
             if before.is_none_or(|before| is_news::<K>(before.meta(), object.meta(), dyntype)) {
                 trigger.fire();
             }
         }
         Ok(Event::Delete(_)) => {
-            health.set(plural, |health| health.error = None);
+            health.works(plural);
             trigger.fire();
         }
         Err(error) => {
             let error = chain(error);
             tracing::warn!(resource = plural, error, "watch failed, will be tried again");
-            health.set(plural, |health| health.error = Some(error));
+            health.failed(plural, error, Instant::now());
+            // To tell of it, if it goes on.
+            if !health.failing(Instant::now()).is_empty() {
+                trigger.fire();
+            }
         }
     }
 }
 
 /// A Node changes with every report of its kubelet, of which the metadata shows only a new
 /// `resourceVersion`. Whatever else is watched changes seldom.
-fn is_news<K: Resource>(
-    before: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
-    after: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
-    dyntype: &K::DynamicType,
-) -> bool {
+fn is_news<K: Resource>(before: &ObjectMeta, after: &ObjectMeta, dyntype: &K::DynamicType) -> bool {
     K::kind(dyntype) != "Node"
         || before.uid != after.uid
         || before.labels != after.labels

@@ -4,7 +4,7 @@
 //! does not know must not take the whole list away, as it would with the full types.
 
 use k8s_openapi::{
-    api::core::v1::{Node, Pod},
+    api::core::v1::{Affinity, Node, Pod},
     apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, Time},
 };
 use kube::Resource;
@@ -79,6 +79,9 @@ pub struct PodSpecView {
     /// The node, once it is scheduled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_name: Option<String>,
+    /// The node for which the DaemonSet controller made it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<Affinity>,
 }
 
 /// How a pod fares.
@@ -135,6 +138,22 @@ pub struct WaitingView {
 }
 
 impl AgentPod {
+    /// The node that it runs on or is to run on.
+    pub fn node(&self) -> Option<&str> {
+        self.spec.node_name.as_deref().or_else(|| self.made_for())
+    }
+
+    /// The DaemonSet controller binds a pod to its node by an affinity to the node's name
+    /// (`pkg/controller/daemon/util`), long before it is scheduled.
+    fn made_for(&self) -> Option<&str> {
+        let affinity = self.spec.affinity.as_ref()?.node_affinity.as_ref()?;
+        let terms =
+            &affinity.required_during_scheduling_ignored_during_execution.as_ref()?.node_selector_terms;
+        let fields = terms.iter().filter_map(|term| term.match_fields.as_ref()).flatten();
+        let mut named = fields.filter(|field| field.key == "metadata.name");
+        named.next()?.values.as_ref()?.first().map(String::as_str)
+    }
+
     /// Its `Ready` condition.
     pub fn ready(&self) -> Option<&ConditionView> {
         self.status.conditions.iter().find(|condition| condition.type_ == "Ready")

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use fairlead_e2e::cluster::image::recipes::Images;
 use fairlead_e2e::machine::{self, Machine};
 use fairlead_e2e::{packages, suite};
 
@@ -40,6 +41,8 @@ enum Verb {
     /// Boots the machine for a command
     #[command(subcommand)]
     Machine(MachineVerb),
+    /// Makes the image of operator and agent for release, without Docker
+    Image,
     /// A real Kubernetes cluster on this host
     Cluster(cluster::Verbs),
     /// Process 1 of the machine
@@ -81,6 +84,18 @@ enum MachineVerb {
     },
 }
 
+fn image() -> Result<ExitCode> {
+    let image = Images::release()?;
+    let digest = image.reference.split_once('@').map_or(image.reference.as_str(), |(_, digest)| digest);
+    println!("archive  {}", image.archive.display());
+    println!("digest   {digest}");
+    println!(
+        "push     skopeo copy --preserve-digests oci-archive:{} docker://REGISTRY/fairlead",
+        image.archive.display()
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
 fn main() -> ExitCode {
     let verb = Args::parse().verb;
     let done = match verb {
@@ -94,6 +109,7 @@ fn main() -> ExitCode {
         Verb::GuestTests { filter, binaries } => {
             suite::run_binaries(&binaries, filter.as_deref()).map(|()| ExitCode::SUCCESS)
         }
+        Verb::Image => image(),
         Verb::Cluster(verbs) => cluster::run(verbs),
         Verb::Machine(MachineVerb::Build) => {
             Machine::new(machine::Options::default()).map(|_| ExitCode::SUCCESS)

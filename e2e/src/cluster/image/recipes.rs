@@ -17,17 +17,10 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// An image needs no libraries that way, and the one target that every toolchain has will do.
 const STATIC: &str = "target.x86_64-unknown-linux-gnu.rustflags=[\"-C\",\"target-feature=+crt-static\"]";
 
-/// How the product is built: as it is released.
-const RELEASE: &[&str] = &["--release"];
-
-/// How the rig's own programs are built: they change with every change of the rig, and need not be fast.
-const QUICK: &[&str] = &[
-    "--profile=image",
-    "--config=profile.image.inherits=\"dev\"",
-    "--config=profile.image.opt-level=1",
-    "--config=profile.image.debug=false",
-    "--config=profile.image.strip=true",
-];
+/// Quick to build: tests of a cluster wait for this, and what they are about is not speed.
+const QUICK: &str = "--profile=image";
+/// What users run.
+const RELEASE: &str = "--profile=release";
 
 /// Those of our programs that exist go into the image of the product.
 const PRODUCT: &[&str] = &["fairlead-operator", "fairlead-node-agent"];
@@ -56,15 +49,12 @@ pub struct Images {
 impl Images {
     /// Builds the programs, and makes the images of them.
     pub fn make() -> Result<Self> {
-        packages::ensure(&[BUSYBOX])?;
-        let busybox = packages::find("busybox").context("failed to find busybox")?;
-        let linked = output_of(Command::new("ldd").arg(&busybox));
-        ensure!(linked.is_err(), "{} is not static: install busybox-static", busybox.display());
+        let busybox = busybox()?;
         let programs = build()?;
         let traffic = programs.get(TRAFFIC).context("cargo built no program called traffic")?;
         let folder = cache::folder()?.join("images");
         let [product, pause, of_traffic] = [
-            product(&programs, &busybox),
+            product(name("fairlead"), &programs, &busybox),
             Recipe {
                 name: name("pause"),
                 files: BTreeMap::from([("traffic".into(), Content::Program(traffic.clone()))]),
@@ -86,21 +76,38 @@ impl Images {
         })
     }
 
+    /// The image of operator and node agent as users run it; its archive is what they push.
+    pub fn release() -> Result<Image> {
+        let busybox = busybox()?;
+        say("building operator and node agent for release");
+        let programs = cargo(&workspace()?.join("target/image"), RELEASE, &product_packages()?, "--bins")?;
+        product("fairlead.dev/fairlead".to_owned(), &programs, &busybox)
+            .make(&cache::folder()?.join("images"))
+    }
+
     /// All of them.
     pub fn all(&self) -> [&Image; 3] {
         [&self.fairlead, &self.pause, &self.traffic]
     }
 }
 
+fn busybox() -> Result<PathBuf> {
+    packages::ensure(&[BUSYBOX])?;
+    let busybox = packages::find("busybox").context("failed to find busybox")?;
+    let linked = output_of(Command::new("ldd").arg(&busybox));
+    ensure!(linked.is_err(), "{} is not static: install busybox-static", busybox.display());
+    Ok(busybox)
+}
+
 fn name(last: &str) -> String {
     format!("fairlead.dev/rig/{last}")
 }
 
-fn product(programs: &BTreeMap<String, PathBuf>, busybox: &Path) -> Recipe {
+fn product(name: String, programs: &BTreeMap<String, PathBuf>, busybox: &Path) -> Recipe {
     let ours = programs.iter().filter(|(name, _)| PRODUCT.contains(&name.as_str()));
     let files =
         ours.map(|(name, file)| (Path::new("usr/local/bin").join(name), Content::Program(file.clone())));
-    with_shell(Recipe { name: name("fairlead"), files: files.collect(), entrypoint: Vec::new() }, busybox)
+    with_shell(Recipe { name, files: files.collect(), entrypoint: Vec::new() }, busybox)
 }
 
 fn with_shell(mut recipe: Recipe, busybox: &Path) -> Recipe {
@@ -118,7 +125,7 @@ fn build() -> Result<BTreeMap<String, PathBuf>> {
     let target = workspace()?.join("target/image");
     say("building the programs of images (the first time, minutes)");
     let [product, traffic] = [
-        cargo(&target, RELEASE, &product_packages()?, "--bins")?,
+        cargo(&target, QUICK, &product_packages()?, "--bins")?,
         cargo(&target, QUICK, &[RIG.to_owned()], "--bin=traffic")?,
     ];
     Ok(product.into_iter().chain(traffic).collect())
@@ -126,13 +133,13 @@ fn build() -> Result<BTreeMap<String, PathBuf>> {
 
 fn cargo(
     target: &Path,
-    profile: &[&str],
+    profile: &str,
     packages: &[String],
     programs: &str,
 ) -> Result<BTreeMap<String, PathBuf>> {
     let target = target.display().to_string();
-    let mut args = vec!["build", "--quiet", "--target", TARGET, "--target-dir", &target, "--config", STATIC];
-    args.extend(profile);
+    let mut args =
+        vec!["build", "--quiet", "--target", TARGET, "--target-dir", &target, "--config", STATIC, profile];
     args.extend(packages.iter().flat_map(|package| ["-p", package]));
     args.push(programs);
     executables(&suite::cargo(&args)?)
@@ -188,7 +195,7 @@ mod tests {
     #[test]
     fn the_product_is_what_exists_of_it_with_a_shell_and_modprobe() {
         let programs = ["fairlead-node-agent", "crdgen"].map(|name| (name.to_owned(), PathBuf::from(name)));
-        let recipe = product(&programs.into(), Path::new("/bin/busybox"));
+        let recipe = product("x".to_owned(), &programs.into(), Path::new("/bin/busybox"));
         let ours: Vec<_> = recipe.files.keys().filter(|path| path.starts_with("usr")).collect();
         assert_eq!(ours, [Path::new("usr/local/bin/fairlead-node-agent")]);
         assert_eq!(recipe.files[Path::new("bin/modprobe")], Content::Link("busybox".into()));

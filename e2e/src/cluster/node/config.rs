@@ -24,11 +24,14 @@ const PODS_GROUP: &str = "/";
 pub const CONTAINERD_CONFIG: &str = "/etc/containerd/rig.toml";
 /// The file of [`kubelet`].
 pub const KUBELET_CONFIG: &str = "/etc/kubernetes/rig.json";
-/// A host without DNS.
-pub const RESOLV_CONF: &str = "/etc/kubernetes/resolv.conf";
+/// Where a node looks for DNS: nowhere, so that nothing waits for an answer that cannot come.
+pub const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// The address the cluster's DNS has by convention, if it has one.
+const CLUSTER_DNS: &str = "10.96.0.10";
 
 /// containerd's configuration. `sandbox` is the image that holds a pod's namespaces, `cni` the plugins' folder.
 pub fn containerd(sandbox: &str, cni: &Path) -> String {
+    let cni = cni.display().to_string();
     // imports: the host's own containerd has its files where ours would look for more
     // restrict_oom_score_adj: in a container, the rig may not lower it, and a pod asks for it
     format!(
@@ -82,6 +85,7 @@ pub fn kubelet(certificates: Certificates<'_>, cgroup: Option<&str>) -> Value {
         "failCgroupV1": false,
         "failSwapOn": false,
         "containerRuntimeEndpoint": format!("unix://{SOCKET}"),
+        "clusterDNS": [CLUSTER_DNS],
         "clusterDomain": "cluster.local",
         "resolvConf": RESOLV_CONF,
         // the canary chain of iptables: nothing of the cluster uses iptables

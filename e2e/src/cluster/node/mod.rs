@@ -20,8 +20,8 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{self, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -91,23 +91,43 @@ impl Spec {
 pub struct Stock {
     /// The images that are on every node.
     pub images: Images,
+    programs: Programs,
     store: Store,
+    /// The rig's program.
     rig: PathBuf,
-    machines: Option<(Machine, PathBuf)>,
+    machines: Mutex<Option<Arc<Machines>>>,
+}
+
+/// What machines are made of: the kernel, and the disk of programs.
+#[derive(Debug)]
+struct Machines {
+    machine: Machine,
+    programs: PathBuf,
 }
 
 impl Stock {
-    /// Makes what nodes of these kinds need, or finds it in the cache. `rig` is the rig's program.
-    pub fn ensure(programs: &Programs, kinds: &[Kind], rig: &Path) -> Result<Self> {
+    /// Makes what all nodes need, or finds it in the cache. `rig` is the rig's program.
+    pub fn ensure(programs: &Programs, rig: &Path) -> Result<Self> {
         let images = Images::make()?;
         let store = store::ensure(programs, &images.all(), &images.pause, rig)?;
-        let machines = if kinds.contains(&Kind::Machine) {
-            let disk = store::programs_disk(programs)?;
-            Some((Machine::of_program(machine::Options::default(), rig)?, disk))
-        } else {
-            None
-        };
-        Ok(Self { images, store, machines, rig: rig.to_owned() })
+        let (programs, rig) = (programs.clone(), rig.to_owned());
+        Ok(Self { images, programs, store, rig, machines: Mutex::default() })
+    }
+
+    /// Makes what machines need, or finds it in the cache.
+    pub fn ensure_machines(&self) -> Result<()> {
+        self.machines().map(drop)
+    }
+
+    /// Held meanwhile: of several nodes that start at once, one has it made.
+    fn machines(&self) -> Result<Arc<Machines>> {
+        let mut machines = self.machines.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(made) = &*machines {
+            return Ok(Arc::clone(made));
+        }
+        let programs = store::programs_disk(&self.programs)?;
+        let machine = Machine::of_program(machine::Options::default(), &self.rig)?;
+        Ok(Arc::clone(machines.insert(Arc::new(Machines { machine, programs }))))
     }
 }
 
@@ -349,7 +369,8 @@ fn group(context: &Context, spec: &Spec) -> String {
 }
 
 fn start_machine(spec: &Spec, context: &Context, stock: &Stock) -> Result<(Body, Session, Vec<PathBuf>)> {
-    let (machine, programs) = stock.machines.as_ref().context("no machines were asked for")?;
+    let machines = stock.machines()?;
+    let Machines { machine, programs } = &*machines;
     let tap = context.network.attach_tap(&spec.name)?;
     let hardware = Hardware {
         options: machine::Options { memory_mib: spec.memory_mib, cpus: spec.cpus },

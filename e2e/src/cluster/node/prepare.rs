@@ -86,6 +86,8 @@ impl Preparation {
         }
         for (file, content) in &self.files {
             let folder = file.parent().context("a file without a folder")?;
+            // /etc/resolv.conf is a link into a folder that may not be here
+            let _ = fs::remove_file(file);
             fs::create_dir_all(folder)
                 .and_then(|()| fs::write(file, content))
                 .with_context(|| format!("failed to write {}", file.display()))?;

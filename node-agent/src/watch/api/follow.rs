@@ -10,7 +10,7 @@
 //!     +------------- 410 Gone -----------------+
 //! ```
 
-use std::{fmt::Debug, pin::pin, time::Duration};
+use std::{fmt::Debug, pin::pin, sync::Arc, time::Duration};
 
 use fairlead_crds::api_client;
 use futures::{Stream, StreamExt as _};
@@ -20,7 +20,10 @@ use kube::{
     core::Status,
 };
 use serde::de::DeserializeOwned;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep},
+};
 
 use crate::backoff::{Backoff, jitter};
 
@@ -131,16 +134,21 @@ pub(super) struct Follow<T> {
     newest: String,
     /// The watch can go on from there.
     resumable: bool,
+    /// The last attempt failed.
+    failing: bool,
+    /// One of the agent's watches works again: no other needs to wait any longer.
+    back: Arc<Notify>,
 }
 
 impl<T> Follow<T>
 where
     T: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    pub fn new(api: Api<T>, selection: Selection) -> Self {
+    pub fn new(api: Api<T>, selection: Selection, back: Arc<Notify>) -> Self {
         // Any version will do for the first list: a quorum read of every agent at once is what brings
         // an API server down.
-        Self { api, selection, streams_lists: true, newest: "0".to_owned(), resumable: false }
+        let newest = "0".to_owned();
+        Self { api, selection, streams_lists: true, newest, resumable: false, failing: false, back }
     }
 
     /// Follows until it is dropped.
@@ -175,7 +183,11 @@ where
                 self.newest = String::new();
             }
             handler.failed(&failure);
-            sleep(backoff.pause()).await;
+            self.failing = true;
+            tokio::select! {
+                () = sleep(backoff.pause()) => {}
+                () = self.back.notified() => {}
+            }
         }
     }
 
@@ -191,6 +203,9 @@ where
         params.send_initial_events = streamed;
         let events = self.api.watch(&params, &self.newest).await?;
         handler.alive();
+        if std::mem::take(&mut self.failing) {
+            self.back.notify_waiters();
+        }
         if streamed {
             handler.event(Event::ListBegins);
         }

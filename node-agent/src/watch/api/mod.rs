@@ -27,7 +27,10 @@ use k8s_openapi::api::{
     networking::v1::ServiceCIDR,
 };
 use kube::{Api, Client};
-use tokio::{sync::watch as cell, task::JoinSet};
+use tokio::{
+    sync::{Notify, watch as cell},
+    task::JoinSet,
+};
 
 use self::{
     follow::{Follow, Selection},
@@ -51,6 +54,13 @@ const OURS: &str = "!service.kubernetes.io/headless,!service.kubernetes.io/servi
 /// A running source. Dropping it ends its tasks.
 pub struct ApiSource {
     health: SourceHealth,
+    own: OwnSource,
+    tasks: JoinSet<()>,
+}
+
+/// The part of it that follows what this node is asked to run, and sends nothing but configurations.
+/// Dropping it ends its tasks.
+pub struct OwnSource {
     own: cell::Receiver<OwnNode>,
     verdict: cell::Receiver<Verdict>,
     tasks: JoinSet<()>,
@@ -68,12 +78,7 @@ impl ApiSource {
         send: impl Fn(Vec<Change>) + Send + Sync + 'static,
     ) -> Self {
         let client = &connection.client;
-        let outlet = Outlet {
-            node: node.into(),
-            api_servers: connection.servers.clone(),
-            health: SourceHealth::default(),
-            send: Arc::new(send),
-        };
+        let outlet = Outlet::new(connection, node, send);
         outlet.health.update(|status| {
             status.kinds = KINDS.iter().map(|kind| (*kind, KindStatus::default())).collect();
         });
@@ -83,13 +88,8 @@ impl ApiSource {
         spawn::<EndpointSlice>(&mut tasks, client, ours(), &outlet);
         spawn::<Node>(&mut tasks, client, Selection::named(node), &outlet);
         spawn::<ServiceCIDR>(&mut tasks, client, Selection::default(), &outlet);
-        let (mut handler, own) = own::OwnHandler::new(outlet.clone());
-        let api = Api::<ServiceNetworkNode>::all(client.clone());
-        let selection = Selection::named(node);
-        tasks.spawn(async move { Follow::new(api, selection).run(&mut handler).await });
-        let (revisions, verdict) = revision::Revisions::new(client, own.clone(), running, outlet.clone());
-        tasks.spawn(revisions.run());
-        Self { health: outlet.health, own, verdict, tasks }
+        let own = OwnSource::of(client, running, &outlet);
+        Self { health: outlet.health, own, tasks }
     }
 
     /// The status of the source, which outlives it.
@@ -97,8 +97,44 @@ impl ApiSource {
         self.health.clone()
     }
 
+    /// What this node is asked to run.
+    pub fn own(&self) -> &OwnSource {
+        &self.own
+    }
+
+    /// Waits until a task ends, which none of them ever should.
+    pub async fn ended(&mut self) {
+        tokio::select! {
+            _ = self.tasks.join_next() => {}
+            _ = self.own.tasks.join_next() => {}
+        }
+    }
+}
+
+impl OwnSource {
+    /// Starts to follow the ServiceNetworkNode of `node`, and nothing else; see [`ApiSource::start`].
+    pub fn start(
+        connection: &Connection,
+        node: &str,
+        running: Option<Configured>,
+        send: impl Fn(Vec<Change>) + Send + Sync + 'static,
+    ) -> Self {
+        Self::of(&connection.client, running, &Outlet::new(connection, node, send))
+    }
+
+    fn of(client: &Client, running: Option<Configured>, outlet: &Outlet) -> Self {
+        let mut tasks = JoinSet::new();
+        let (mut handler, own) = own::OwnHandler::new(outlet.clone());
+        let api = Api::<ServiceNetworkNode>::all(client.clone());
+        let follow = Follow::new(api, Selection::named(&outlet.node), outlet.back.clone());
+        tasks.spawn(async move { follow.run(&mut handler).await });
+        let (revisions, verdict) = revision::Revisions::new(client, own.clone(), running, outlet.clone());
+        tasks.spawn(revisions.run());
+        Self { own, verdict, tasks }
+    }
+
     /// This node's ServiceNetworkNode, as last seen.
-    pub fn own(&self) -> cell::Receiver<OwnNode> {
+    pub fn node(&self) -> cell::Receiver<OwnNode> {
         self.own.clone()
     }
 
@@ -106,18 +142,13 @@ impl ApiSource {
     pub fn verdict(&self) -> cell::Receiver<Verdict> {
         self.verdict.clone()
     }
-
-    /// Waits until a task ends, which none of them ever should.
-    pub async fn ended(&mut self) {
-        self.tasks.join_next().await;
-    }
 }
 
 fn spawn<K: Kind>(tasks: &mut JoinSet<()>, client: &Client, selection: Selection, outlet: &Outlet)
 where
     K::Scope: Send,
 {
-    let follow = Follow::<Lean<K>>::new(Api::all(client.clone()), selection);
+    let follow = Follow::<Lean<K>>::new(Api::all(client.clone()), selection, outlet.back.clone());
     let mut handler = KindHandler::new(K::NAME, outlet.clone());
     tasks.spawn(async move { follow.run(&mut handler).await });
 }
@@ -129,9 +160,20 @@ struct Outlet {
     api_servers: ApiServers,
     health: SourceHealth,
     send: Arc<dyn Fn(Vec<Change>) + Send + Sync>,
+    back: Arc<Notify>,
 }
 
 impl Outlet {
+    fn new(connection: &Connection, node: &str, send: impl Fn(Vec<Change>) + Send + Sync + 'static) -> Self {
+        Self {
+            node: node.into(),
+            api_servers: connection.servers.clone(),
+            health: SourceHealth::default(),
+            send: Arc::new(send),
+            back: Arc::default(),
+        }
+    }
+
     fn send(&self, changes: Vec<Change>) {
         if !changes.is_empty() {
             (self.send)(changes);
