@@ -13,8 +13,8 @@ use crate::machine::cache;
 #[derive(Debug)]
 pub struct Fixture {
     cluster: Cluster,
-    // before its folder
-    supervisor: Supervisor,
+    /// None once it is stopped; goes before its folder.
+    supervisor: Option<Supervisor>,
     _folder: TempDir,
 }
 
@@ -23,12 +23,12 @@ impl Fixture {
     pub fn start() -> Result<Self> {
         let folder = cache::scratch()?;
         let supervisor = Supervisor::start(folder.path(), None)?;
-        Ok(Self { cluster: Cluster::attach(folder.path())?, supervisor, _folder: folder })
+        Ok(Self { cluster: Cluster::attach(folder.path())?, supervisor: Some(supervisor), _folder: folder })
     }
 
     /// Takes it down, and fails if anything is left of it.
-    pub fn stop(self) -> Result<()> {
-        self.supervisor.stop()
+    pub fn stop(mut self) -> Result<()> {
+        self.supervisor.take().map_or(Ok(()), Supervisor::stop)
     }
 }
 
@@ -37,5 +37,14 @@ impl Deref for Fixture {
 
     fn deref(&self) -> &Cluster {
         &self.cluster
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // captured by libtest with the output of this very test
+            println!("{}", self.cluster.diagnose());
+        }
     }
 }

@@ -114,7 +114,8 @@ impl Nodes {
 
     /// Removes a node for good, from the API too.
     pub fn remove(&self, name: &str) -> Result<()> {
-        if matches!(find(&mut self.lock(), name)?.power, Power::On(_)) {
+        let off = matches!(find(&mut self.lock(), name)?.power, Power::Off);
+        if !off {
             self.stop(name)?;
         }
         self.kubectl.run(&["delete", "node", name, "--ignore-not-found"])?;
