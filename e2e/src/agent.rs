@@ -150,17 +150,21 @@ impl<'t> Agent<'t> {
 
 /// An HTTP answer, head and body, asked for in a namespace.
 pub fn get(namespace: &Namespace, address: SocketAddr, path: &str) -> Result<String> {
-    namespace
-        .run(|| {
-            let limit = Duration::from_secs(5);
-            let mut stream = TcpStream::connect_timeout(&address, limit)?;
-            stream.set_read_timeout(Some(limit))?;
-            write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok::<_, std::io::Error>(answer)
-        })?
-        .with_context(|| format!("failed to get {path} of {address}"))
+    namespace.run(|| get_here(address, path))?
+}
+
+/// An HTTP answer, head and body, asked for from where this is called.
+pub fn get_here(address: SocketAddr, path: &str) -> Result<String> {
+    let fetch = || {
+        let limit = Duration::from_secs(5);
+        let mut stream = TcpStream::connect_timeout(&address, limit)?;
+        stream.set_read_timeout(Some(limit))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok::<_, std::io::Error>(answer)
+    };
+    fetch().with_context(|| format!("failed to get {path} of {address}"))
 }
 
 /// node1 and the ServiceCIDRs of the topology.

@@ -9,6 +9,7 @@
 //!
 //! * [`cluster`] is a real Kubernetes cluster of such machines and namespaces.
 //! * [`installation`] is the product on such a cluster, as a user installs it; [`shop`] what it serves there.
+//! * [`simulation`] is the operator on a control plane whose nodes are simulated.
 //! * [`claims`] is what a demo claims, checked.
 //! * [`agent`] is the agent under test, with its manifests.
 //! * [`machine`] boots a kernel that has IPVS and runs one command in it.
@@ -30,6 +31,7 @@ pub mod packages;
 pub mod process;
 pub mod session;
 pub mod shop;
+pub mod simulation;
 pub mod suite;
 pub mod traffic;
 

@@ -36,13 +36,15 @@ const ETCD: &str = "etcd";
 #[derive(Debug)]
 pub struct ControlPlane {
     context: Context,
+    without: &'static [&'static str],
     running: BTreeMap<&'static str, Process>,
 }
 
 impl ControlPlane {
-    /// Starts everything and waits until it serves. Its programs die with the thread that calls.
-    pub fn start(context: Context) -> Result<Self> {
-        let mut plane = Self { context, running: BTreeMap::new() };
+    /// Starts everything, but for these controllers, and waits until it serves. Its programs die with the thread
+    /// that calls.
+    pub fn start(context: Context, without: &'static [&'static str]) -> Result<Self> {
+        let mut plane = Self { context, without, running: BTreeMap::new() };
         plane.run(ETCD, &plane.etcd())?;
         plane.run(API_SERVER, &plane.api_server())?;
         plane.until_ready()?;
@@ -159,9 +161,11 @@ impl ControlPlane {
     }
 
     fn controller_manager(&self) -> Vec<String> {
+        let controllers =
+            self.without.iter().fold("*".to_owned(), |all, without| format!("{all},-{without}"));
         let own = vec![
             flag("use-service-account-credentials", true),
-            flag("controllers", "*"),
+            flag("controllers", controllers),
             self.pki("cluster-signing-cert-file", "ca.crt"),
             self.pki("cluster-signing-key-file", "ca.key"),
             self.pki("root-ca-file", "ca.crt"),

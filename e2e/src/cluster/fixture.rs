@@ -21,8 +21,13 @@ pub struct Fixture {
 impl Fixture {
     /// Brings one up.
     pub fn start() -> Result<Self> {
+        Self::start_without(&[])
+    }
+
+    /// Brings one up whose controller manager does without these controllers.
+    pub fn start_without(controllers: &'static [&'static str]) -> Result<Self> {
         let folder = cache::scratch()?;
-        let supervisor = Supervisor::start(folder.path(), None)?;
+        let supervisor = Supervisor::start_without(controllers, folder.path(), None)?;
         Ok(Self { cluster: Cluster::attach(folder.path())?, supervisor: Some(supervisor), _folder: folder })
     }
 

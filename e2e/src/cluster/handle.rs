@@ -88,6 +88,11 @@ impl Cluster {
         self.kubectl.apply(manifests)
     }
 
+    /// Runs kubectl on manifests that it reads from its standard input (`-f -`).
+    pub fn feed(&self, arguments: &[&str], manifests: &str) -> Result<String> {
+        self.kubectl.feed(arguments, manifests)
+    }
+
     /// The namespace of the control plane, which is the nodes' router.
     pub fn router(&self) -> Result<Namespace> {
         Namespace::open("router", &self.description.router)

@@ -42,12 +42,13 @@ impl Kubectl {
 
     /// Applies manifests, as a user would.
     pub fn apply(&self, manifests: &str) -> Result<String> {
+        self.feed(&["apply", "-f", "-"], manifests)
+    }
+
+    /// Runs it on manifests that it reads from its standard input, and returns what it printed.
+    pub fn feed(&self, arguments: &[&str], manifests: &str) -> Result<String> {
         let mut command = self.command();
-        command
-            .args(["apply", "-f", "-"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("failed to start `{}`", shown(&command)))?;
         let mut input = child.stdin.take().context("a child without a standard input")?;
         // kubectl that ends early says more with its own words than the broken pipe does
@@ -55,7 +56,8 @@ impl Kubectl {
         drop(input);
         let output = child.wait_with_output()?;
         if !output.status.success() {
-            bail!("kubectl refused: {}\n{manifests}", String::from_utf8_lossy(&output.stderr).trim());
+            let begin: String = manifests.chars().take(2000).collect();
+            bail!("kubectl refused: {}\n{begin}", String::from_utf8_lossy(&output.stderr).trim());
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }

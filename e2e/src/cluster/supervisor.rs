@@ -51,11 +51,20 @@ struct Owned {
 impl Supervisor {
     /// Brings a control plane up in `folder`, and answers on its socket from then on. Nodes need the rig's program.
     pub fn start(folder: &Path, rig: Option<&Path>) -> Result<Self> {
+        Self::start_without(&[], folder, rig)
+    }
+
+    /// The same with a controller manager that does without these controllers.
+    pub fn start_without(
+        controllers: &'static [&'static str],
+        folder: &Path,
+        rig: Option<&Path>,
+    ) -> Result<Self> {
         let id = fresh_id()?;
         fs::create_dir_all(folder).with_context(|| format!("failed to create {}", folder.display()))?;
         let folder = fs::canonicalize(folder)?;
         let claim = Claim::take(&folder, &id)?;
-        match bring_up(&folder, &id, rig) {
+        match bring_up(controllers, &folder, &id, rig) {
             Ok((owned, listener)) => Ok(Self { folder, id, owned, listener: Some(listener), _claim: claim }),
             Err(error) => {
                 leftovers::sweep(&id, &folder).context(format!("{error:#}"))?;
@@ -94,7 +103,12 @@ impl Drop for Supervisor {
     }
 }
 
-fn bring_up(folder: &Path, id: &str, rig: Option<&Path>) -> Result<(Arc<Owned>, thread::JoinHandle<()>)> {
+fn bring_up(
+    without: &'static [&'static str],
+    folder: &Path,
+    id: &str,
+    rig: Option<&Path>,
+) -> Result<(Arc<Owned>, thread::JoinHandle<()>)> {
     let programs = programs::control_plane()?;
     let network = Network::new(id)?;
     let pki = Pki::make(&folder.join("pki"), network.subnet(), KUBERNETES_SERVICE)?;
@@ -106,7 +120,7 @@ fn bring_up(folder: &Path, id: &str, rig: Option<&Path>) -> Result<(Arc<Owned>, 
         folder: folder.to_owned(),
     };
     let for_plane = context.clone();
-    let control_plane = Keeper::start(move || ControlPlane::start(for_plane))?;
+    let control_plane = Keeper::start(move || ControlPlane::start(for_plane, without))?;
     let rig = rig.map(|rig| copy_of(rig, folder)).transpose()?;
     let owned = Owned {
         nodes: Nodes::new(context.clone(), rig)?,

@@ -14,18 +14,12 @@ use crate::{packages, say, suite};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// An image needs no libraries that way, and the one target that every toolchain has will do.
+/// The image of a release needs no libraries that way, and the one target that every toolchain has will do.
 const STATIC: &str = "target.x86_64-unknown-linux-gnu.rustflags=[\"-C\",\"target-feature=+crt-static\"]";
-
-/// Quick to build: tests of a cluster wait for this, and what they are about is not speed.
-const QUICK: &str = "--profile=image";
-/// What users run.
-const RELEASE: &str = "--profile=release";
 
 /// Those of our programs that exist go into the image of the product.
 const PRODUCT: &[&str] = &["fairlead-operator", "fairlead-node-agent"];
 
-const RIG: &str = "fairlead-e2e";
 const TRAFFIC: &str = "traffic";
 
 /// Brings a shell and modprobe, in one static file.
@@ -50,10 +44,10 @@ impl Images {
     /// Builds the programs, and makes the images of them.
     pub fn make() -> Result<Self> {
         let busybox = busybox()?;
-        let programs = build()?;
+        let programs = quick()?;
         let traffic = programs.get(TRAFFIC).context("cargo built no program called traffic")?;
         let folder = cache::folder()?.join("images");
-        let [product, pause, of_traffic] = [
+        let [mut product, mut pause, mut of_traffic] = [
             product(name("fairlead"), &programs, &busybox),
             Recipe {
                 name: name("pause"),
@@ -69,6 +63,11 @@ impl Images {
                 &busybox,
             ),
         ];
+        for recipe in [&mut product, &mut pause, &mut of_traffic] {
+            for program in programs.values() {
+                recipe.files.extend(libraries(program)?);
+            }
+        }
         Ok(Self {
             fairlead: product.make(&folder)?,
             pause: pause.make(&folder)?,
@@ -120,29 +119,36 @@ fn with_shell(mut recipe: Recipe, busybox: &Path) -> Recipe {
     recipe
 }
 
-/// Builds the static programs, and returns where they are.
-fn build() -> Result<BTreeMap<String, PathBuf>> {
-    let target = workspace()?.join("target/image");
-    say("building the programs of images (the first time, minutes)");
-    let [product, traffic] = [
-        cargo(&target, QUICK, &product_packages()?, "--bins")?,
-        cargo(&target, QUICK, &[RIG.to_owned()], "--bin=traffic")?,
-    ];
-    Ok(product.into_iter().chain(traffic).collect())
+/// The programs as the tests have them, which are built already, without what debuggers want.
+fn quick() -> Result<BTreeMap<String, PathBuf>> {
+    let features = "--features=fairlead-e2e/machine,fairlead-e2e/cluster";
+    let built = executables(&suite::cargo(&["build", "--quiet", "--workspace", "--bins", features])?)?;
+    let wanted = built.into_iter().filter(|(name, _)| PRODUCT.contains(&name.as_str()) || name == TRAFFIC);
+    wanted.map(|(name, file)| Ok((name, stripped(&file)?))).collect()
 }
 
-fn cargo(
-    target: &Path,
-    profile: &str,
-    packages: &[String],
-    programs: &str,
-) -> Result<BTreeMap<String, PathBuf>> {
-    let target = target.display().to_string();
-    let mut args =
-        vec!["build", "--quiet", "--target", TARGET, "--target-dir", &target, "--config", STATIC, profile];
-    args.extend(packages.iter().flat_map(|package| ["-p", package]));
-    args.push(programs);
+fn stripped(program: &Path) -> Result<PathBuf> {
+    let to = program.with_extension("stripped");
+    output_of(Command::new("strip").arg("-o").arg(&to).arg(program))?;
+    Ok(to)
+}
+
+/// The static programs of a release.
+fn released() -> Result<BTreeMap<String, PathBuf>> {
+    say("building operator and node agent for release");
+    let target = workspace()?.join("target/image").display().to_string();
+    let mut args = vec!["build", "--quiet", "--release", "--target", TARGET, "--target-dir", &target];
+    args.extend(["--config", STATIC, "--bins"]);
+    args.extend(PRODUCT.iter().flat_map(|name| ["-p", name]));
     executables(&suite::cargo(&args)?)
+}
+
+/// The libraries of a program that is not static, at the paths where its loader looks.
+fn libraries(program: &Path) -> Result<BTreeMap<PathBuf, Content>> {
+    let listing = output_of(Command::new("ldd").arg(program))?;
+    let paths = listing.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+    let file = |path: &str| Some((PathBuf::from(path.strip_prefix('/')?), Content::Program(path.into())));
+    Ok(paths.filter_map(file).collect())
 }
 
 /// The programs that cargo's messages speak of, by name.
@@ -162,30 +168,15 @@ fn executables(messages: &str) -> Result<BTreeMap<String, PathBuf>> {
 
 #[derive(Deserialize)]
 struct Metadata {
-    packages: Vec<Package>,
     workspace_root: PathBuf,
 }
 
-#[derive(Deserialize)]
-struct Package {
-    name: String,
-}
-
-fn metadata() -> Result<Metadata> {
+fn workspace() -> Result<PathBuf> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["metadata", "--no-deps", "--format-version=1"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-    serde_json::from_str(&output_of(&mut cargo)?).context("failed to read cargo's metadata")
-}
-
-fn workspace() -> Result<PathBuf> {
-    Ok(metadata()?.workspace_root)
-}
-
-fn product_packages() -> Result<Vec<String>> {
-    let packages: Vec<_> = metadata()?.packages.into_iter().map(|package| package.name).collect();
-    let product: Vec<_> = packages.into_iter().filter(|name| PRODUCT.contains(&name.as_str())).collect();
-    ensure!(!product.is_empty(), "the workspace has none of {}", PRODUCT.join(", "));
-    Ok(product)
+    let metadata: Metadata =
+        serde_json::from_str(&output_of(&mut cargo)?).context("failed to read cargo's metadata")?;
+    Ok(metadata.workspace_root)
 }
 
 #[cfg(test)]
