@@ -361,7 +361,6 @@ fn a_node_added_while_the_operator_is_away_takes_the_last_good_revision() {
     stage.kubectl(&format!("-n {NAMESPACE} scale {OPERATOR} --replicas=2"));
     stage.wait_ready();
     stage.cluster.remove_node(name).unwrap();
-    stage.kubectl(&format!("delete node {name}"));
     stage.nodes.pop();
     patiently("the object of the node that is gone is gone too", PATIENCE, || {
         stage.cluster.kubectl(&["get", "servicenetworknode", name]).is_err()
@@ -380,20 +379,23 @@ fn an_uninstalled_operator_leaves_agents_and_traffic_going() {
     stage.installation().delete().unwrap();
     stage.kubectl("delete crd servicenetworks.fairlead.dev servicenetworknodes.fairlead.dev");
     // what follows Services goes on without them
-    stage.kubectl("-n shop scale deployment/web --replicas=2");
+    stage.kubectl("-n shop scale deployment/web --replicas=4");
     shop.wait_for("deployment/web").unwrap();
-    std::thread::sleep(10 * SECOND);
+    let servers: BTreeSet<_> = shop.servers().unwrap().into_iter().collect();
+    assert_eq!(servers.len(), 4);
     let client = shop.outside().unwrap();
     let to = shop.node_ports(&stage.nodes[0]).unwrap()[0].1;
-    let servers: BTreeSet<_> = shop.servers().unwrap().into_iter().collect();
-    let asked: BTreeSet<_> =
-        (0..12).filter_map(|_| client.ask(Protocol::Tcp, to).server().map(str::to_owned)).collect();
-    assert!(!asked.is_empty() && asked.is_subset(&servers), "{asked:?} of {servers:?}");
+    patiently("all four pods answer", PATIENCE, || {
+        let asked: BTreeSet<_> =
+            (0..12).filter_map(|_| client.ask(Protocol::Tcp, to).server().map(str::to_owned)).collect();
+        asked == servers
+    })
+    .unwrap();
     assert_eq!(stage.agents(), agents);
-    stage.kubectl("-n shop scale deployment/web --replicas=3");
     // and it is installed again, over what there is
     stage.install(&[]);
     stage.configure("{}");
     traffic.end();
+    stage.kubectl("-n shop scale deployment/web --replicas=3");
     assert_eq!(stage.agents(), agents, "the same pods, never restarted");
 }
