@@ -13,8 +13,8 @@ use crate::machine::cache;
 #[derive(Debug)]
 pub struct Fixture {
     cluster: Cluster,
-    // before its folder
-    supervisor: Supervisor,
+    /// None once it is stopped; goes before its folder.
+    supervisor: Option<Supervisor>,
     _folder: TempDir,
 }
 
@@ -28,12 +28,12 @@ impl Fixture {
     pub fn start_without(controllers: &'static [&'static str]) -> Result<Self> {
         let folder = cache::scratch()?;
         let supervisor = Supervisor::start_without(controllers, folder.path(), None)?;
-        Ok(Self { cluster: Cluster::attach(folder.path())?, supervisor, _folder: folder })
+        Ok(Self { cluster: Cluster::attach(folder.path())?, supervisor: Some(supervisor), _folder: folder })
     }
 
     /// Takes it down, and fails if anything is left of it.
-    pub fn stop(self) -> Result<()> {
-        self.supervisor.stop()
+    pub fn stop(mut self) -> Result<()> {
+        self.supervisor.take().map_or(Ok(()), Supervisor::stop)
     }
 }
 
@@ -42,5 +42,14 @@ impl Deref for Fixture {
 
     fn deref(&self) -> &Cluster {
         &self.cluster
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // captured by libtest with the output of this very test
+            println!("{}", self.cluster.diagnose());
+        }
     }
 }

@@ -169,8 +169,8 @@ impl Network {
         let Some(place) = removed else { return Ok(()) };
         self.delete_port(place)?;
         let [v4, v6] = place.address().both();
-        self.router.ip(&[format!("route flush via {v4}")])?;
-        self.router.ip(&[format!("-6 route flush via {v6}")])
+        self.router.output(&format!("ip route flush via {v4}"))?;
+        self.router.output(&format!("ip -6 route flush via {v6}")).map(drop)
     }
 
     /// A new namespace for a node, wired, addressed and forwarding; what an earlier one had is unplugged.

@@ -63,6 +63,7 @@ impl Nodes {
     /// Adds a node, and waits until it is Ready.
     pub fn add(&self, spec: Spec) -> Result<()> {
         let name = spec.name.clone();
+        check_name(&name)?;
         match self.lock().entry(name.clone()) {
             Entry::Occupied(_) => bail!("there is a node {name} already"),
             Entry::Vacant(entry) => drop(entry.insert(Known { spec, power: Power::Off })),
@@ -113,7 +114,8 @@ impl Nodes {
 
     /// Removes a node for good, from the API too.
     pub fn remove(&self, name: &str) -> Result<()> {
-        if matches!(find(&mut self.lock(), name)?.power, Power::On(_)) {
+        let off = matches!(find(&mut self.lock(), name)?.power, Power::Off);
+        if !off {
             self.stop(name)?;
         }
         self.kubectl.run(&["delete", "node", name, "--ignore-not-found"])?;
@@ -216,6 +218,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A node's name is its host's too: a kubelet called otherwise would register nothing, and not say so.
+fn check_name(name: &str) -> Result<()> {
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let ends = name.starts_with('-') || name.ends_with('-');
+    if name.is_empty() || name.len() > 63 || ends || !name.chars().all(inner) {
+        bail!(
+            "a node cannot be called {name:?}: use up to 63 lower case letters, digits and, between them, dashes"
+        );
+    }
+    Ok(())
+}
+
 /// Ends a node on the thread that keeps it.
 fn end(keeper: &Keeper<Option<Node>>) -> Result<()> {
     keeper.ask(|node| node.take().map_or(Ok(()), Node::stop))?
@@ -271,6 +285,16 @@ fn find<'a>(known: &'a mut BTreeMap<String, Known>, name: &str) -> Result<&'a mu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_has_a_hosts_name() {
+        for name in ["node1", "n", "a-b"] {
+            check_name(name).unwrap();
+        }
+        for name in ["", "Node1", "node_1", "-a", "a-", "a.b", "../etc", &"x".repeat(64)] {
+            assert!(check_name(name).unwrap_err().to_string().contains("lower case"), "{name}");
+        }
+    }
 
     #[test]
     fn a_node_is_ready_when_its_condition_says_so() {
