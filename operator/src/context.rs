@@ -10,7 +10,12 @@ use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 
 use crate::{
-    build::Install, dereference::Reachability, events::Events, metrics::Metrics, watch::Caches, write::Writer,
+    build::Install,
+    dereference::{Reachability, Reported},
+    events::Events,
+    metrics::Metrics,
+    watch::Caches,
+    write::Writer,
 };
 
 /// The longest pause after a failure.
@@ -47,6 +52,8 @@ pub struct Noted {
     pub deleted_last: Option<String>,
     /// Nodes without a pod, and since when.
     pub bare: BTreeMap<String, Timestamp>,
+    /// The status that was written last.
+    pub reported: Option<Reported>,
     /// Which nodes are out of reach.
     pub reachability: Reachability,
 }

@@ -74,9 +74,10 @@ pub struct Previous {
 
 impl Previous {
     /// Reads it part by part: what this version does not understand of a status that another one wrote
-    /// must not lose the rest.
-    pub fn of(network: &DynamicObject) -> Self {
-        let status = network.data.get("status").cloned().unwrap_or_default();
+    /// must not lose the rest. Where the watch has not told yet of what was `reported` last, that counts.
+    pub fn of(network: &DynamicObject, reported: Option<&Reported>) -> Self {
+        let unseen = reported.filter(|it| it.on == on(network)).map(|it| it.status.clone());
+        let status = unseen.or_else(|| network.data.get("status").cloned()).unwrap_or_default();
         let part = |path: &str| status.pointer(path).cloned().unwrap_or_default();
         Self {
             uid: network.uid().unwrap_or_default(),
@@ -93,20 +94,38 @@ impl Previous {
     }
 }
 
+/// The status that was written last.
+#[derive(Clone, Debug)]
+pub struct Reported {
+    on: (Option<String>, Option<String>),
+    status: Value,
+}
+
+impl Reported {
+    /// It was written on the object as it was seen.
+    pub fn new(seen: &DynamicObject, status: Value) -> Self {
+        Self { on: on(seen), status }
+    }
+}
+
+fn on(network: &DynamicObject) -> (Option<String>, Option<String>) {
+    (network.uid(), network.resource_version())
+}
+
 fn read<T: DeserializeOwned>(value: Value) -> Option<T> {
     serde_json::from_value(value).ok()
 }
 
 impl Observed {
     /// What is in the stores.
-    pub fn cached(caches: &Caches, network: &DynamicObject) -> Self {
+    pub fn cached(caches: &Caches, network: Previous) -> Self {
         let nodes = caches.nodes.state().into_iter().filter(|node| {
             // As the DaemonSet selects them.
             node.labels().get("kubernetes.io/os").is_some_and(|os| os == "linux")
         });
         let id = |name: String, uid| (name.clone(), NodeId { name, uid });
         Self {
-            network: Previous::of(network),
+            network,
             nodes: nodes.map(|node| id(node.name_any(), node.uid().unwrap_or_default())).collect(),
             agents: caches.agents.state().into_iter().map(|agent| (agent.name_any(), agent)).collect(),
             pods: caches.pods.state(),
@@ -235,4 +254,38 @@ async fn read_few(api: &Api<NodeView>, names: &[String]) -> Result<Vec<NodeView>
 async fn read_all(api: &Api<NodeView>) -> Result<Vec<NodeView>, kube::Error> {
     // From the API server's cache: some seconds of age do not matter, the load on etcd does.
     Ok(api.list(&ListParams::default().match_any()).await?.items)
+}
+
+#[cfg(test)]
+mod tests {
+    use fairlead_crds::ServiceNetwork;
+    use kube::core::ApiResource;
+    use serde_json::json;
+
+    use super::*;
+
+    fn network(version: &str, revision: &str) -> DynamicObject {
+        let resource = ApiResource::erase::<ServiceNetwork>(&());
+        let status = json!({ "status": { "rollout": { "revision": revision } } });
+        let mut network = DynamicObject::new("cluster", &resource).data(status);
+        network.metadata.resource_version = Some(version.to_owned());
+        network
+    }
+
+    #[test]
+    fn what_was_reported_counts_until_the_watch_tells_of_something_newer() {
+        let seen = network("1", "a");
+        let reported = Reported::new(&seen, json!({ "rollout": { "revision": "b" } }));
+        let revision = |network: &DynamicObject| Previous::of(network, Some(&reported)).revision;
+        assert_eq!(revision(&seen).as_deref(), Some("b"));
+        assert_eq!(revision(&network("2", "c")).as_deref(), Some("c"));
+    }
+
+    #[test]
+    fn a_part_of_a_status_that_is_not_understood_does_not_lose_the_rest() {
+        let mut network = network("1", "a");
+        network.data["status"]["conditions"] = json!("of another version");
+        let previous = Previous::of(&network, None);
+        assert_eq!((previous.revision.as_deref(), previous.conditions), (Some("a"), Vec::new()));
+    }
 }

@@ -19,7 +19,7 @@ use serde_json::json;
 use crate::{
     apply::{Applied, apply},
     context::Context,
-    dereference::{Observed, Previous},
+    dereference::{Observed, Previous, Reported},
     error::chain,
     events,
     plan::{Plan, plan},
@@ -79,13 +79,10 @@ pub async fn reconcile(network: Arc<DynamicObject>, context: Arc<Context>) -> Re
     let begun = Instant::now();
     let result = attempt(&network, &context).await;
     context.metrics.reconciled(result.is_ok(), begun.elapsed());
-    match result {
-        Ok(action) => {
-            context.notes.write(|notes| notes.failures = 0);
-            Ok(action)
-        }
-        Err(error) => Err(error),
+    if result.is_ok() {
+        context.notes.write(|notes| notes.failures = 0);
     }
+    result
 }
 
 /// When to try again.
@@ -97,8 +94,8 @@ pub fn error_policy(_: Arc<DynamicObject>, error: &ReconcileError, context: Arc<
 }
 
 async fn attempt(network: &DynamicObject, context: &Context) -> Result<Action, ReconcileError> {
-    let before = Previous::of(network);
-    let observed = match dereference(network, context).await {
+    let before = Previous::of(network, context.notes.read().reported.as_ref());
+    let observed = match dereference(&before, context).await {
         Ok(observed) => observed,
         Err(error) => {
             let status = status::failed(&before, Reason::ReadFailed, chain(&error), Timestamp::now());
@@ -131,13 +128,13 @@ async fn attempt(network: &DynamicObject, context: &Context) -> Result<Action, R
     Ok(next_look(&plan, &status))
 }
 
-async fn dereference(network: &DynamicObject, context: &Context) -> Result<Observed, ReconcileError> {
+async fn dereference(before: &Previous, context: &Context) -> Result<Observed, ReconcileError> {
     let unread = context.caches.unsynced();
     if !unread.is_empty() {
         return Err(ReconcileError::Unread(unread));
     }
     let mut noted = context.notes.read();
-    let mut observed = Observed::cached(&context.caches, network);
+    let mut observed = Observed::cached(&context.caches, before.clone());
     observed.deleted_last = noted.deleted_last;
     observed.note_bare(&noted.bare, Timestamp::now());
     let badly_off = observed.badly_off();
@@ -187,6 +184,8 @@ async fn report(
     }
     let target = Target { resource: resource(), namespace: None, name: network.name_any() };
     context.writer.apply_status(&target, &object).await.map_err(ReconcileError::Status)?;
+    let written = object.get("status").cloned().unwrap_or_default();
+    context.notes.write(|notes| notes.reported = Some(Reported::new(network, written)));
     let revision = status.rollout.as_ref().map(|rollout| rollout.revision.as_str());
     let events = events::transitions(&before.conditions, &status.conditions, revision);
     context.events.tell(&network.object_ref(&resource()), events).await;

@@ -32,6 +32,8 @@ use crate::{
 
 /// What comes within this time is looked at together.
 const DEBOUNCE: Duration = Duration::from_millis(500);
+/// How long the API server may keep an operator from ending.
+const RELEASE: Duration = Duration::from_secs(5);
 
 /// Why the operator ends.
 #[derive(Debug, thiserror::Error)]
@@ -99,8 +101,10 @@ pub async fn run(cli: Cli) -> Result<(), RunError> {
     };
     if end.is_ok() {
         tracing::info!("told to end: releasing the lease");
-        if let Err(error) = candidate.release().await {
-            tracing::warn!(error = chain(&error), "lease not released, it will run out");
+        match tokio::time::timeout(RELEASE, candidate.release()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(error = chain(&error), "lease not released, it will run out"),
+            Err(_) => tracing::warn!("no answer from the API server: the lease will run out"),
         }
     }
     end
