@@ -41,6 +41,9 @@ pub enum Command {
     ///
     /// SIGTERM and SIGINT end the agent and leave the dataplane in place: Services go on working, and
     /// the next start takes over what is there. Use `cleanup` to remove it.
+    ///
+    /// In a container, where /proc/sys is read-only: mount the host's /proc/sys/net somewhere, and name
+    /// that folder in the environment variable FAIRLEAD_PROC_SYS_NET.
     Run(RunArgs),
     /// Print what `run` would program, and program nothing. Needs no privileges.
     Plan(PlanArgs),
@@ -55,6 +58,11 @@ pub enum Command {
     /// Fairlead's routing rules and routes, and the state directory's files. Kernel settings
     /// (sysctls) and loaded modules are left as they are. Stop the agent first.
     Cleanup(CleanupArgs),
+    /// Load the kernel modules that `run` needs, and print what came of each.
+    ///
+    /// For a container that may load modules, ahead of one that may not. Ends with status 0 also when a
+    /// module is missing: what that means for the node is told by `run`, and in its status.
+    LoadModules,
 }
 
 /// Where objects come from: the Kubernetes API, unless a folder is named.

@@ -17,12 +17,13 @@ const IN_CLUSTER_NAME: &str = "kubernetes.default.svc";
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The kubeconfig cannot be used.
-    #[error("failed to use the kubeconfig {}", path.display())]
+    // kube's errors tell their sources themselves.
+    #[error("failed to use the kubeconfig {}: {problem}", path.display())]
     Kubeconfig {
         /// The file.
         path: PathBuf,
         /// Cause.
-        source: KubeconfigError,
+        problem: Box<KubeconfigError>,
     },
     /// It asks for something that is not there.
     #[error("the kubeconfig {} names the proxy {proxy}, which is not supported: give the API server's address with --api-servers, and a kubeconfig without proxy-url", path.display())]
@@ -34,14 +35,14 @@ pub enum ConfigError {
     },
     /// Neither kubeconfig nor service account.
     #[error(
-        "failed to use the pod's service account: outside of a pod, name a file of credentials with --kubeconfig"
+        "failed to use the pod's service account ({0}): outside of a pod, name a file of credentials with --kubeconfig"
     )]
-    ServiceAccount(#[source] InClusterError),
+    ServiceAccount(InClusterError),
     /// No address is known.
     #[error(
-        "no address of an API server is known: set KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT, or give --api-servers"
+        "no address of an API server is known ({0}): set KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT, or give --api-servers"
     )]
-    NoServer(#[source] InClusterError),
+    NoServer(InClusterError),
     /// The address of the kubeconfig or of the environment.
     #[error("the API server's URL {url} cannot be used: {problem}")]
     Url {
@@ -51,8 +52,8 @@ pub enum ConfigError {
         problem: &'static str,
     },
     /// Certificates and credentials.
-    #[error("failed to make a client of these credentials")]
-    Client(#[source] Box<kube::Error>),
+    #[error("failed to make a client of these credentials: {0}")]
+    Client(Box<kube::Error>),
 }
 
 /// What a client is made of.
@@ -69,7 +70,7 @@ pub(super) async fn read(options: &Options) -> Result<Target, ConfigError> {
 }
 
 async fn kubeconfig(path: PathBuf, servers: &[ApiServer]) -> Result<Target, ConfigError> {
-    let failed = |source| ConfigError::Kubeconfig { path: path.clone(), source };
+    let failed = |problem| ConfigError::Kubeconfig { path: path.clone(), problem: Box::new(problem) };
     let file = Kubeconfig::read_from(&path).map_err(failed)?;
     let mut config =
         Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(failed)?;

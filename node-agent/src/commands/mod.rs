@@ -2,6 +2,7 @@
 
 mod cleanup;
 mod inspect;
+mod load_modules;
 mod plan;
 mod report;
 mod run;
@@ -17,5 +18,6 @@ pub fn execute(command: Command) -> Result<std::process::ExitCode> {
         Command::Plan(args) => plan::plan(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Cleanup(args) => cleanup::cleanup(&args),
+        Command::LoadModules => load_modules::load_modules(),
     }
 }

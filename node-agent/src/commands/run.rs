@@ -192,12 +192,8 @@ async fn answer(
             ours = is_ours.wait_for(|ours| *ours) => if ours.is_err() { return },
             _ = stop.wait_for(|stop| *stop) => return,
         }
-        let served = match serve::bind(address) {
-            Ok(listener) => serve::serve(listener, router.clone(), stop.clone()).await,
-            Err(error) => Err(error),
-        };
-        match served {
-            Ok(()) => return,
+        match serve::bind(address) {
+            Ok(listener) => return serve::serve(listener, router, stop).await,
             Err(error) => tracing::error!(error = chain(&error), "trying again"),
         }
         tokio::select! {

@@ -1,4 +1,4 @@
-//! Loads the kernel modules of IPVS.
+//! Loads the kernel modules of IPVS, and those of our nftables table.
 //!
 //! The one place where the agent starts another program: modprobe knows dependencies, compression,
 //! signatures and the administrator's `/etc/modprobe.d`, and finit_module(2) knows none of them.
@@ -16,6 +16,20 @@ use fairlead_crds::Scheduler;
 /// makes every packet of a node with 100,000 connections walk 25 of them. 2^16 costs 8 bytes each,
 /// 512 KiB in all. Kernels before 6.5 take 8 to 20, so this is good for all.
 const CONN_TAB_BITS: &str = "conn_tab_bits=16";
+
+/// What our table is made of, each with what it depends on. The kernel loads these by itself when a rule
+/// asks for them, where it can: some hosts do not let it.
+const TABLE: [&str; 6] =
+    ["nf_tables", "nft_ct", "nft_fib_inet", "nft_reject_inet", "nft_masq", "nft_chain_nat"];
+
+/// How a module came to be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// It was loaded or built in.
+    Already,
+    /// It was loaded just now.
+    Loaded,
+}
 
 /// A module that is needed and not there.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +77,7 @@ pub struct Modules {
 #[derive(Clone, Debug)]
 pub struct Loader {
     sys_module: PathBuf,
+    proc_net: PathBuf,
     lib_modules: PathBuf,
     modprobe: PathBuf,
 }
@@ -72,6 +87,7 @@ impl Loader {
     pub fn of_host(release: &str) -> Self {
         Self {
             sys_module: "/sys/module".into(),
+            proc_net: "/proc/net".into(),
             lib_modules: Path::new("/lib/modules").join(release),
             modprobe: "modprobe".into(),
         }
@@ -95,10 +111,19 @@ impl Loader {
         modules
     }
 
+    /// Loads everything that any mode needs, and goes on where something is missing. For a container
+    /// that may load modules, ahead of one that may not.
+    pub fn load_all(&self) -> Vec<(String, Result<Presence, ModuleProblem>)> {
+        let schedulers = Scheduler::ALL.iter().map(|scheduler| format!("ip_vs_{scheduler}"));
+        // Before its schedulers: as their dependency it would be loaded without our option.
+        let names = ["ip_vs", "br_netfilter"].into_iter().chain(TABLE).map(str::to_owned).chain(schedulers);
+        names.map(|name| (name.clone(), self.ensure(&name))).collect()
+    }
+
     /// Loads a module unless it is loaded or built in.
-    pub fn ensure(&self, module: &str) -> Result<(), ModuleProblem> {
+    pub fn ensure(&self, module: &str) -> Result<Presence, ModuleProblem> {
         if self.is_there(module) {
-            return Ok(());
+            return Ok(Presence::Already);
         }
         let mut command = Command::new(&self.modprobe);
         command.arg(module);
@@ -116,12 +141,15 @@ impl Loader {
         if !self.is_there(module) {
             return Err(ModuleProblem::NotThere { module: module.to_owned() });
         }
-        Ok(())
+        Ok(Presence::Loaded)
     }
 
     fn is_there(&self, module: &str) -> bool {
         // A built-in module has a folder in /sys/module only if it has parameters or a version.
-        self.sys_module.join(module).exists() || self.is_built_in(module)
+        self.sys_module.join(module).exists()
+            || self.is_built_in(module)
+            // In a container without the host's /lib/modules.
+            || module == "ip_vs" && self.proc_net.join("ip_vs").exists()
     }
 
     fn is_built_in(&self, module: &str) -> bool {
@@ -175,6 +203,7 @@ mod tests {
             let root = TempDir::new().unwrap();
             let loader = Loader {
                 sys_module: root.path().join("sys"),
+                proc_net: root.path().join("net"),
                 lib_modules: root.path().join("lib"),
                 modprobe: root.path().join("modprobe"),
             };
@@ -212,6 +241,34 @@ mod tests {
             host.loader.ensure(module).unwrap();
         }
         assert_eq!(host.calls(), "");
+    }
+
+    #[test]
+    fn without_modprobe_what_is_there_is_enough() {
+        let mut host = FakeHost::that_loads();
+        host.loader.modprobe = host.root.path().join("none");
+        assert!(matches!(host.loader.ensure("ip_vs"), Err(ModuleProblem::NoModprobe { .. })));
+        fs::create_dir(&host.loader.proc_net).unwrap();
+        fs::write(host.loader.proc_net.join("ip_vs"), "").unwrap();
+        fs::create_dir(host.loader.sys_module.join("br_netfilter")).unwrap();
+        let modules = host.loader.ensure_ipvs();
+        assert!(modules.ip_vs.is_none() && modules.br_netfilter.is_none());
+    }
+
+    #[test]
+    fn all_modules_are_loaded_and_one_that_is_missing_holds_up_no_other() {
+        let host = FakeHost::with_modprobe(
+            "[ $1 = nft_fib_inet ] && { echo 'not found in directory /lib/x' >&2; exit 1; }\n\
+             [ $1 = --show-depends ] || mkdir -p $ROOT/sys/$1",
+        );
+        fs::create_dir(host.loader.sys_module.join("nf_tables")).unwrap();
+        let loaded = host.loader.load_all();
+        let of = |name: &str| &loaded.iter().find(|(module, _)| module == name).unwrap().1;
+        assert!(matches!(of("ip_vs"), Ok(Presence::Loaded)));
+        assert!(matches!(of("nf_tables"), Ok(Presence::Already)));
+        assert!(matches!(of("nft_fib_inet"), Err(ModuleProblem::Refused { .. })));
+        assert!(matches!(of("ip_vs_mh"), Ok(Presence::Loaded)));
+        assert_eq!(loaded.len(), 2 + TABLE.len() + Scheduler::ALL.len());
     }
 
     #[test]

@@ -1,26 +1,38 @@
 //! Sets the sysctls that IPVS needs, and verifies them.
 
 use std::{
-    fs, io,
+    env, fs, io,
     io::Write as _,
     path::{Path, PathBuf},
 };
 
 use super::{Host, chain};
 
-/// Where sysctl names are rooted.
+/// Names the folder that is the host's `/proc/sys/net`, where that itself is read-only: in a container.
+pub const PROC_SYS_NET: &str = "FAIRLEAD_PROC_SYS_NET";
+const DEFAULT_NET: &str = "/proc/sys/net";
+
+/// Where the sysctls of the network are. All our names begin with `net/`, and no other is touched.
 #[derive(Clone, Debug)]
-pub struct SysctlRoot(pub PathBuf);
+pub struct SysctlRoot {
+    net: PathBuf,
+}
 
 impl Default for SysctlRoot {
     fn default() -> Self {
-        Self("/proc/sys".into())
+        let named = env::var_os(PROC_SYS_NET).filter(|path| !path.is_empty());
+        Self { net: named.map_or_else(|| DEFAULT_NET.into(), PathBuf::from) }
     }
 }
 
 impl SysctlRoot {
+    /// The sysctls whose names are rooted in this folder, as in `/proc/sys`.
+    pub fn at(root: &Path) -> Self {
+        Self { net: root.join("net") }
+    }
+
     fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
+        self.net.join(name.strip_prefix("net/").unwrap_or(name))
     }
 
     fn get(&self, name: &str) -> io::Result<String> {
@@ -338,7 +350,7 @@ fn set_and_verify(root: &SysctlRoot, name: &str, wanted: &'static str) -> Result
     root.set(name, wanted).map_err(|source| SysctlError::Write {
         name: name.to_owned(),
         wanted,
-        hint: hint(&source, root.0.as_path()),
+        hint: hint(&source, &root.net),
         source,
     })?;
     match read()? {
@@ -347,10 +359,10 @@ fn set_and_verify(root: &SysctlRoot, name: &str, wanted: &'static str) -> Result
     }
 }
 
-fn hint(error: &io::Error, root: &Path) -> &'static str {
+fn hint(error: &io::Error, net: &Path) -> &'static str {
     match error.kind() {
-        io::ErrorKind::ReadOnlyFilesystem if root == Path::new("/proc/sys") => {
-            "/proc/sys is read-only here, mount the host's /proc/sys/net into the container"
+        io::ErrorKind::ReadOnlyFilesystem if net == Path::new(DEFAULT_NET) => {
+            "/proc/sys is read-only here, mount the host's /proc/sys/net into the container and name the folder in FAIRLEAD_PROC_SYS_NET"
         }
         io::ErrorKind::ReadOnlyFilesystem => "its mount is read-only, mount it writable",
         io::ErrorKind::PermissionDenied => "give the agent CAP_NET_ADMIN, or set it on the host",

@@ -13,7 +13,8 @@ struct FakeHost {
 impl FakeHost {
     fn new() -> Self {
         let root = TempDir::new().unwrap();
-        let host = Host { sysctl: SysctlRoot(root.path().join("sys")), proc_net: root.path().join("net") };
+        let host =
+            Host { sysctl: SysctlRoot::at(&root.path().join("sys")), proc_net: root.path().join("net") };
         fs::create_dir(&host.proc_net).unwrap();
         let fake = Self { _root: root, host };
         for setting in IPVS.iter().chain([&IPV4_FORWARDING, &IPV6_FORWARDING]) {
@@ -188,8 +189,8 @@ fn the_timeout_of_connection_tracking_is_read_where_it_is_loaded() {
 #[test]
 fn a_read_only_mount_has_its_own_hint() {
     let error = io::Error::from_raw_os_error(libc::EROFS);
-    assert!(hint(&error, Path::new("/proc/sys")).contains("mount the host's /proc/sys/net"));
-    assert!(hint(&error, Path::new("/host/proc/sys")).contains("mount it writable"));
+    assert!(hint(&error, Path::new("/proc/sys/net")).contains("mount the host's /proc/sys/net"));
+    assert!(hint(&error, Path::new("/host/proc/sys/net")).contains("mount it writable"));
     let error = io::Error::from_raw_os_error(libc::EPERM);
-    assert!(hint(&error, Path::new("/proc/sys")).contains("CAP_NET_ADMIN"));
+    assert!(hint(&error, Path::new("/proc/sys/net")).contains("CAP_NET_ADMIN"));
 }

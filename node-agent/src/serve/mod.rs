@@ -23,13 +23,19 @@ use axum::{
     Router,
     http::{HeaderName, StatusCode, header},
 };
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+    service::TowerToHyperService,
+};
 use prometheus_client::{
     metrics::{counter::Counter, family::Family as MetricFamily},
     registry::Registry,
 };
 use tokio::{
-    net::{TcpListener, TcpSocket},
-    sync::watch,
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
 };
 
 pub use self::{health::health_router, introspection::introspection_router};
@@ -38,6 +44,13 @@ use crate::{model::Family, status::Shared};
 /// How long an open connection may hold up the end of the agent.
 const GRACE: Duration = Duration::from_secs(1);
 const BACKLOG: u32 = 1024;
+/// Connections to one port at a time; more of them wait.
+const CONNECTIONS: usize = 256;
+/// From the beginning of a request, or of the wait for one, to the end of its headers.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client that reads nothing holds its connection no longer than this. Others connect anew.
+const LIFETIME: Duration = Duration::from_secs(60);
+const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 
 type Text = (StatusCode, [(HeaderName, &'static str); 2], String);
 
@@ -54,9 +67,6 @@ pub enum ServeError {
         /// Cause.
         source: io::Error,
     },
-    /// The server ended by itself.
-    #[error("failed to serve HTTP")]
-    Serve(#[source] io::Error),
 }
 
 /// What the endpoints tell, computed when they are asked.
@@ -135,17 +145,49 @@ fn hint(error: &io::Error) -> &'static str {
 }
 
 /// Serves until `stop` turns true or its sender is gone; then open requests have a second to end.
-pub async fn serve(
-    listener: TcpListener,
-    router: Router,
-    stop: watch::Receiver<bool>,
-) -> Result<(), ServeError> {
-    let server = axum::serve(listener, router).with_graceful_shutdown(stopped(stop.clone()));
-    let result = tokio::select! {
-        result = server.into_future() => result,
-        () = async { stopped(stop).await; tokio::time::sleep(GRACE).await } => Ok(()),
-    };
-    result.map_err(ServeError::Serve)
+///
+/// The health port is open to everyone who reaches the node, so no connection is held for long and there
+/// are never more than some.
+pub async fn serve(listener: TcpListener, router: Router, stop: watch::Receiver<bool>) {
+    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    let graceful = GracefulShutdown::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = accept(&listener, &permits) => accepted,
+            () = stopped(stop.clone()) => break,
+        };
+        let (stream, permit) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, mostly; a connection that ended meanwhile is accepted as an error too.
+                tracing::warn!(%error, "failed to accept a connection");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+                continue;
+            }
+        };
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            if let Ok(Err(error)) = tokio::time::timeout(LIFETIME, connection).await {
+                tracing::debug!(%error, "a connection failed");
+            }
+            drop(permit);
+        });
+    }
+    // What is still open then is cut by the end of the runtime.
+    let _ = tokio::time::timeout(GRACE, graceful.shutdown()).await;
+}
+
+async fn accept(
+    listener: &TcpListener,
+    permits: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    Ok((stream, permit))
 }
 
 async fn stopped(mut stop: watch::Receiver<bool>) {

@@ -16,7 +16,7 @@ struct Served {
     health: SocketAddr,
     introspection: SocketAddr,
     stop: watch::Sender<bool>,
-    servers: Vec<tokio::task::JoinHandle<Result<(), ServeError>>>,
+    servers: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Served {
@@ -157,7 +157,7 @@ async fn told_to_stop_the_servers_end_though_a_client_hangs_on() {
     served.stop.send_replace(true);
     let ended = async {
         for server in served.servers {
-            server.await.unwrap().unwrap();
+            server.await.unwrap();
         }
     };
     tokio::time::timeout(GRACE * 5, ended).await.unwrap();
@@ -186,4 +186,25 @@ async fn the_default_address_takes_both_families() {
 fn without_ipv6_the_default_address_is_that_of_ipv4() {
     assert_eq!(default_health_address(false).to_string(), "0.0.0.0:10256");
     assert_eq!(default_health_address(true).to_string(), "[::]:10256");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_sends_no_request_is_cut_off() {
+    let served = Served::start();
+    let mut silent = TcpStream::connect(served.health).await.unwrap();
+    silent.write_all(b"GET /healthz HTTP/1.1\r\nHost: no").await.unwrap();
+    let mut answer = String::new();
+    // Else this would wait for ever.
+    silent.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.is_empty() || answer.contains("408"), "{answer}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn silent_clients_keep_nobody_out_for_long() {
+    let served = Served::start();
+    let mut silent = Vec::new();
+    for _ in 0..CONNECTIONS {
+        silent.push(TcpStream::connect(served.introspection).await.unwrap());
+    }
+    assert_eq!(served.introspect("/healthz").await.status, 200);
 }

@@ -225,6 +225,10 @@ impl File {
 
     fn try_refresh(&mut self, path: &Path) -> io::Result<bool> {
         let metadata = fs::metadata(path)?;
+        if !metadata.is_file() {
+            // Opening a pipe waits for its other end.
+            return Err(io::Error::other("it is no regular file, remove it from the folder"));
+        }
         let stamp = Stamp::of(&metadata);
         if self.stamp == Some(stamp) {
             return Ok(false);

@@ -77,11 +77,8 @@ impl Images {
 
     /// The image of operator and node agent as users run it; its archive is what they push.
     pub fn release() -> Result<Image> {
-        let busybox = busybox()?;
-        say("building operator and node agent for release");
-        let programs = cargo(&workspace()?.join("target/image"), RELEASE, &product_packages()?, "--bins")?;
-        product("fairlead.dev/fairlead".to_owned(), &programs, &busybox)
-            .make(&cache::folder()?.join("images"))
+        let recipe = product("fairlead.dev/fairlead".to_owned(), &released()?, &busybox()?);
+        recipe.make(&cache::folder()?.join("images"))
     }
 
     /// All of them.

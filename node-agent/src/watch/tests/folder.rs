@@ -116,6 +116,22 @@ fn a_file_that_breaks_keeps_its_last_good_objects() {
 }
 
 #[test]
+fn a_pipe_is_refused_and_not_waited_for() {
+    let mut case = Case::new(None);
+    case.write("node.yaml", NODE);
+    let pipe = case.dir.path().join("pipe.yaml");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
+        .unwrap();
+    let (_, errors) = case.scan();
+    assert_eq!(
+        errors,
+        ["pipe.yaml: failed to read the file: it is no regular file, remove it from the folder"]
+    );
+    fs::remove_file(pipe).unwrap();
+    assert!(case.scan().1.is_empty());
+}
+
+#[test]
 fn an_object_in_two_files_is_an_error_that_names_both() {
     let mut case = Case::new(None);
     case.write("node.yaml", NODE);
