@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::cluster::Cluster;
-use crate::eventually;
+use crate::patiently;
 
 const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
@@ -91,7 +91,7 @@ pub fn service_network(spec: &str) -> String {
 /// Waits until the ServiceNetwork is Ready for what it asks for now, and every node of `nodes` is updated.
 pub fn wait_ready(cluster: &Cluster, nodes: u64, limit: Duration) -> Result<Value> {
     let mut seen = Value::Null;
-    let ready = eventually("the ServiceNetwork is Ready on every node", limit, || {
+    let ready = patiently("the ServiceNetwork is Ready on every node", limit, || {
         seen = cluster.get("servicenetwork/cluster").unwrap_or_default();
         is_ready(&seen, nodes)
     });

@@ -38,13 +38,27 @@ pub mod traffic;
 use std::time::{Duration, Instant};
 
 /// Waits until `condition` holds, and says what was waited for when it does not within `limit`.
-pub fn eventually(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) -> anyhow::Result<()> {
+pub fn eventually(what: &str, limit: Duration, condition: impl FnMut() -> bool) -> anyhow::Result<()> {
+    look_every(Duration::from_millis(20), what, limit, condition)
+}
+
+/// The same for a condition that costs a process, such as kubectl: what is waited for needs the processor more.
+pub fn patiently(what: &str, limit: Duration, condition: impl FnMut() -> bool) -> anyhow::Result<()> {
+    look_every(Duration::from_secs(2), what, limit, condition)
+}
+
+fn look_every(
+    pause: Duration,
+    what: &str,
+    limit: Duration,
+    mut condition: impl FnMut() -> bool,
+) -> anyhow::Result<()> {
     let start = Instant::now();
     while !condition() {
         if start.elapsed() > limit {
             anyhow::bail!("{what}: not so after {:.1} s", limit.as_secs_f32());
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(pause);
     }
     Ok(())
 }

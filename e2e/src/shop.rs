@@ -1,6 +1,7 @@
 //! The workload of a real cluster (`e2e/cluster/web.yaml`), and how it is asked: from pods, from nodes, from outside.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -37,6 +38,8 @@ pub struct Shop<'a> {
     cluster: &'a Cluster,
     /// Its addresses, IPv4 first.
     pub cluster_ips: Vec<IpAddr>,
+    /// The rig's program, which machine nodes see too.
+    traffic: PathBuf,
 }
 
 impl<'a> Shop<'a> {
@@ -50,10 +53,8 @@ impl<'a> Shop<'a> {
                 address.as_str().unwrap_or_default().parse().context("a Service without addresses")
             })
             .collect::<Result<_>>()?;
-        let shop = Self { cluster, cluster_ips };
-        for workload in ["deployment/web", "daemonset/pod", "daemonset/host"] {
-            shop.wait_for(workload)?;
-        }
+        let shop = Self { cluster, cluster_ips, traffic: program_beside("traffic")? };
+        shop.wait_for("deployment/web")?;
         Ok(shop)
     }
 
@@ -77,17 +78,26 @@ impl<'a> Shop<'a> {
 
     /// Asks from a node, or from a pod on it.
     pub fn ask_from(&self, node: &str, from: From, protocol: Protocol, to: SocketAddr) -> Result<Outcome> {
-        let pod = self.pod_on(node, from)?;
-        let protocol = protocol.to_string().to_lowercase();
-        let arguments =
-            ["-n", NAMESPACE, "exec", &pod, "--", "/bin/traffic", "ask", &protocol, &to.to_string()];
+        let (protocol, to) = (protocol.to_string().to_lowercase(), to.to_string());
+        let question = ["ask", &protocol, &to, "--patience", "20"];
         // it fails, with the answer printed, when nobody has answered
-        let output =
-            self.cluster.kubectl_command().args(arguments).output().context("failed to start kubectl")?;
-        let printed = String::from_utf8_lossy(&output.stdout);
-        serde_json::from_str(printed.trim()).with_context(|| {
-            format!("kubectl exec in {pod} printed {printed:?}: {}", String::from_utf8_lossy(&output.stderr))
-        })
+        let (printed, said) = match from {
+            From::Node => {
+                let program = self.traffic.to_string_lossy();
+                let output = self.cluster.run_on(node, &[&[&*program], &question[..]].concat(), PATIENCE)?;
+                (output.stdout, output.stderr)
+            }
+            From::Pod => {
+                let pod = self.pod_on(node)?;
+                let mut kubectl = self.cluster.kubectl_command();
+                kubectl.args(["-n", NAMESPACE, "exec", &pod, "--", "/bin/traffic"]).args(question);
+                let output = kubectl.output().context("failed to start kubectl")?;
+                let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+                (text(output.stdout), text(output.stderr))
+            }
+        };
+        serde_json::from_str(printed.trim())
+            .with_context(|| format!("asking from {node} ({from:?}) printed {printed:?}: {said}"))
     }
 
     /// A client outside the nodes' subnet.
@@ -95,17 +105,13 @@ impl<'a> Shop<'a> {
         Ok(Client::in_ns(&self.cluster.client()?))
     }
 
-    /// The pod that one asks from.
-    pub fn pod_on(&self, node: &str, from: From) -> Result<String> {
-        let app = match from {
-            From::Pod => "pod",
-            From::Node => "host",
-        };
+    /// The pod of the Service that runs on a node.
+    pub fn pod_on(&self, node: &str) -> Result<String> {
         let pods = self.cluster.get(&format!(
-            "-n {NAMESPACE} pods -l app={app} --field-selector spec.nodeName={node},status.phase=Running"
+            "-n {NAMESPACE} pods -l app=web --field-selector spec.nodeName={node},status.phase=Running"
         ))?;
         let name = pods["items"][0]["metadata"]["name"].as_str();
-        name.map(ToOwned::to_owned).with_context(|| format!("no pod of {app} runs on {node}"))
+        name.map(ToOwned::to_owned).with_context(|| format!("no pod of the Service runs on {node}"))
     }
 
     /// The names of the Service's pods that are ready.
@@ -138,6 +144,14 @@ impl<'a> Shop<'a> {
         }
         Ok(())
     }
+}
+
+/// Another program of the rig: beside the one that runs, or, of a test, in the folder above.
+fn program_beside(name: &str) -> Result<PathBuf> {
+    let this = std::env::current_exe().context("failed to find the rig's own program")?;
+    let places = this.ancestors().skip(1).take(2).map(|folder| folder.join(name));
+    let mut found = places.filter(|place| place.is_file());
+    found.next().with_context(|| format!("no program {name} beside {}", this.display()))
 }
 
 fn both(addresses: &[IpAddr], ports: &[(Protocol, u16)]) -> Vec<(Protocol, SocketAddr)> {

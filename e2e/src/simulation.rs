@@ -83,6 +83,17 @@ impl Simulation {
         self.add_named_nodes(&(0..count).map(|number| format!("{PREFIX}{number}")).collect::<Vec<_>>())
     }
 
+    /// Has the Nodes' status written as kubelets do it all the time, with nothing new in it but the time.
+    pub fn beat(&self, count: usize) -> Result<()> {
+        let beat = |number| {
+            let ready =
+                json!({ "type": "Ready", "status": "True", "lastHeartbeatTime": "2026-01-02T00:00:00Z" });
+            json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": format!("{PREFIX}{number}") },
+                "status": { "conditions": [ready] } })
+        };
+        self.apply_status(&(0..count).map(beat).collect::<Vec<_>>())
+    }
+
     /// The same with these names.
     pub fn add_named_nodes(&self, names: &[String]) -> Result<()> {
         let node = |name: &String, status: Value| {
@@ -203,6 +214,21 @@ impl Operator {
         let text = self.get("/metrics")?;
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
         Ok(value.unwrap_or_default())
+    }
+
+    /// The sum of all metrics whose name begins like this.
+    pub fn sum(&self, name: &str) -> Result<f64> {
+        let text = self.get("/metrics")?;
+        let lines = text.lines().filter(|line| line.starts_with(name));
+        Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    }
+
+    /// Memory that it holds, in MiB.
+    pub fn memory(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        Ok(kib.context("a process without a size")? / 1024)
     }
 
     /// An HTTP answer, head and body.

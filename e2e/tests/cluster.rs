@@ -16,10 +16,10 @@ use std::time::Duration;
 
 use fairlead_e2e::cluster::node::{Kind, Spec};
 use fairlead_e2e::cluster::{Cluster, Cut};
-use fairlead_e2e::eventually;
 use fairlead_e2e::installation::{
     AGENT_PODS, AGENTS, Installation, NAMESPACE, OPERATOR, service_network, wait_ready,
 };
+use fairlead_e2e::patiently;
 use fairlead_e2e::shop::{From, Shop};
 use fairlead_e2e::suite::CLUSTER;
 use fairlead_e2e::traffic::{Protocol, Report, RequestStream};
@@ -109,7 +109,7 @@ impl Stage {
 
     fn wait_for_agents(&self) {
         // one that was deleted may still be counted for a moment
-        eventually("every agent is ready", PATIENCE, || {
+        patiently("every agent is ready", PATIENCE, || {
             let set = self.cluster.get(&format!("-n {NAMESPACE} {AGENTS}")).unwrap();
             let status = &set["status"];
             status["numberReady"] == self.nodes.len() && status["updatedNumberScheduled"] == self.nodes.len()
@@ -136,7 +136,7 @@ impl Traffic {
         let streams =
             ports.flat_map(|to| [client.requests(Protocol::Tcp, to, 20), client.hold(Protocol::Tcp, to, 5)]);
         let streams: Vec<_> = streams.collect();
-        eventually("every stream has begun", PATIENCE, || streams.iter().all(|s| s.so_far().ok > 0)).unwrap();
+        patiently("every stream has begun", PATIENCE, || streams.iter().all(|s| s.so_far().ok > 0)).unwrap();
         Self(streams)
     }
 
@@ -217,7 +217,7 @@ fn an_agents_pod_is_deleted_and_nothing_is_lost() {
     let (node, pod, _) = stage.agents().remove(0);
     let traffic = Traffic::start(&stage, &shop);
     stage.kubectl(&format!("-n {NAMESPACE} delete pod {pod}"));
-    eventually("another agent is there", PATIENCE, || {
+    patiently("another agent is there", PATIENCE, || {
         stage.agents().iter().any(|(on, name, _)| *on == node && *name != pod)
     })
     .unwrap();
@@ -236,7 +236,7 @@ fn the_agents_are_replaced_one_by_one_and_nothing_is_lost() {
     let second = format!("https://[{}]:6443", stage.cluster.describe().unwrap().subnet.control_plane().v6);
     stage.install(&[second]);
     let mut most_away = 0;
-    eventually("every agent's pod is a new one", 2 * PATIENCE, || {
+    patiently("every agent's pod is a new one", 2 * PATIENCE, || {
         let set = stage.cluster.get(&format!("-n {NAMESPACE} {AGENTS}")).unwrap();
         let ready = set["status"]["numberReady"].as_u64().unwrap_or(0);
         most_away = most_away.max(stage.nodes.len() as u64 - ready);
@@ -280,7 +280,7 @@ fn an_api_server_away_for_a_minute_is_not_missed_by_agents_that_restart_meanwhil
     }
     // and they follow again
     stage.kubectl("-n shop scale deployment/web --replicas=1");
-    let followed = eventually("one server answers", PATIENCE, || {
+    let followed = patiently("one server answers", PATIENCE, || {
         let client = shop.outside().unwrap();
         let to = shop.node_ports(&stage.nodes[0]).unwrap()[0].1;
         let asked: BTreeSet<_> =
@@ -305,7 +305,7 @@ fn a_servicenetwork_that_is_deleted_changes_nothing_and_is_adopted_when_it_is_ma
     stage.kubectl("-n shop expose deployment web --name later --port 80 --target-port 8080");
     let address = stage.kubectl("-n shop get service later -o jsonpath={.spec.clusterIP}");
     let to = format!("{address}:80").parse().unwrap();
-    eventually("a new Service is served", PATIENCE, || {
+    patiently("a new Service is served", PATIENCE, || {
         shop.ask_from(&stage.nodes[0], From::Pod, Protocol::Tcp, to).is_ok_and(|o| o.server().is_some())
     })
     .unwrap();
@@ -336,7 +336,7 @@ fn a_node_added_while_the_operator_is_away_takes_the_last_good_revision() {
     let mut stage = Stage::ready();
     stage.configure("{proxy: {ipvs: {scheduler: wlc}}}");
     stage.kubectl(&format!("-n {NAMESPACE} scale {OPERATOR} --replicas=0"));
-    eventually("the operator is gone", PATIENCE, || {
+    patiently("the operator is gone", PATIENCE, || {
         let pods = format!("-n {NAMESPACE} get pods -l app.kubernetes.io/name=fairlead-operator -o name");
         stage.kubectl(&pods).trim().is_empty()
     })
@@ -344,7 +344,7 @@ fn a_node_added_while_the_operator_is_away_takes_the_last_good_revision() {
     let name = "late";
     stage.cluster.add_node(&Spec::new(name, Kind::Machine)).unwrap();
     stage.nodes.push(name.to_owned());
-    eventually("the new node's agent is ready", PATIENCE, || {
+    patiently("the new node's agent is ready", PATIENCE, || {
         let set = stage.cluster.get(&format!("-n {NAMESPACE} {AGENTS}")).unwrap();
         set["status"]["numberReady"] == stage.nodes.len()
     })
@@ -354,7 +354,7 @@ fn a_node_added_while_the_operator_is_away_takes_the_last_good_revision() {
     assert!(nobody.contains("not found"), "{nobody}");
     let shop = stage.shop();
     for (protocol, to) in shop.cluster_ip_ports() {
-        let outcome = shop.ask_from(name, From::Pod, protocol, to).unwrap();
+        let outcome = shop.ask_from(name, From::Node, protocol, to).unwrap();
         assert!(outcome.server().is_some(), "{protocol} {to}: {outcome}");
     }
     // the operator comes back and finds it
@@ -363,7 +363,7 @@ fn a_node_added_while_the_operator_is_away_takes_the_last_good_revision() {
     stage.cluster.remove_node(name).unwrap();
     stage.kubectl(&format!("delete node {name}"));
     stage.nodes.pop();
-    eventually("the object of the node that is gone is gone too", PATIENCE, || {
+    patiently("the object of the node that is gone is gone too", PATIENCE, || {
         stage.cluster.kubectl(&["get", "servicenetworknode", name]).is_err()
     })
     .unwrap();

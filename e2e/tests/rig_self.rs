@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use fairlead_e2e::cluster::node::cgroup;
 use fairlead_e2e::eventually;
 use fairlead_e2e::ns::{Address, Namespace, PodLinks, Topology, addr};
 use fairlead_e2e::process::output_of;
@@ -208,4 +209,28 @@ fn nothing_is_left_of_a_topology() {
         !witness.output("ip link").unwrap().contains("far")
     })
     .unwrap();
+}
+
+#[test]
+fn a_nodes_control_group_can_hold_those_of_its_pods_and_is_removed_with_them() {
+    let root = Path::new("/sys/fs/cgroup/fairlead-self");
+    cgroup::make("/fairlead-self/node1").unwrap();
+    let pods = root.join("node1/kubepods/pod1");
+    std::fs::create_dir_all(&pods).unwrap();
+    let controllers = std::fs::read_to_string(root.join("node1/kubepods/cgroup.controllers")).unwrap();
+    for controller in ["cpu", "cpuset", "io", "memory", "pids"] {
+        assert!(controllers.contains(controller), "{controller} is not passed on: {controllers}");
+    }
+    // what was killed may still be there for a moment
+    let mut sleep = Command::new("sleep").arg("60").spawn().unwrap();
+    std::fs::write(pods.join("cgroup.procs"), sleep.id().to_string()).unwrap();
+    let reaped = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        sleep.kill().and_then(|()| sleep.wait())
+    });
+    cgroup::remove("/fairlead-self/node1").unwrap();
+    reaped.join().unwrap().unwrap();
+    assert!(root.exists() && !root.join("node1").exists());
+    cgroup::remove("/fairlead-self").unwrap();
+    assert!(!root.exists());
 }

@@ -103,6 +103,8 @@ struct Due {
     audit: Instant,
     routes: Option<Instant>,
     drains: Instant,
+    /// While kube-proxy's ports are not taken.
+    ports: Option<Instant>,
 }
 
 impl Agent {
@@ -135,6 +137,7 @@ impl Agent {
                 audit: now + AUDIT_PERIOD,
                 routes: None,
                 drains: now,
+                ports: Some(now + SYNC_PATIENCE),
             },
         }
     }
@@ -211,6 +214,10 @@ impl Agent {
         // No programming before everything is known, from the source or from the snapshot.
         if self.due.snapshot_use.is_none() && self.model.config().is_some() {
             self.program(now);
+        }
+        // With something to program, bringing the node up takes them.
+        if self.due.ports.is_some_and(|at| at <= now) && self.reconciler.is_none() {
+            self.due.ports = (!self.bring_up.take_ports()).then_some(now + RETRY.1);
         }
         if self.due.snapshot_write.is_some_and(|at| at <= now) {
             self.write_snapshot();
@@ -468,6 +475,9 @@ impl Agent {
         let mut next = now + AUDIT_PERIOD;
         next = next.min(self.due.snapshot_use.unwrap_or(next));
         next = next.min(self.due.snapshot_write.unwrap_or(next));
+        if self.reconciler.is_none() {
+            next = next.min(self.due.ports.unwrap_or(next));
+        }
         match &self.reconciler {
             None if self.taken_down || self.due.snapshot_use.is_some() => {}
             None => next = next.min(self.retry.at.max(now + Duration::from_millis(10))),

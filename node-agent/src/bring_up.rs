@@ -125,6 +125,19 @@ impl BringUp {
         Ok((kernel, settings))
     }
 
+    /// Takes kube-proxy's ports although there is nothing to program, unless another proxy is found: a
+    /// kubelet asks there whether the agent lives. True when they are ours.
+    pub fn take_ports(&self) -> bool {
+        let (metrics, health) = self.ports;
+        if !*self.ours.borrow() && kube_proxy::answers(&kube_proxy::probes(metrics, health)).is_empty() {
+            // No packet carries a mark of ours yet.
+            let alone = foreign_rules()
+                .is_ok_and(|rules| conflicts::find(&rules, 0).iter().all(Conflict::can_be_forced));
+            self.ours.send_replace(alone);
+        }
+        *self.ours.borrow()
+    }
+
     /// True when our table or one of our rules is in the kernel, or cannot be told not to be.
     pub fn finds_leftovers() -> bool {
         leftovers().unwrap_or(true)

@@ -3,7 +3,10 @@
 //! Which Events there are follows from the conditions before and after; nothing is told that stayed
 //! as it was.
 
-use fairlead_crds::conditions::{READY, RECONCILING, STALLED, find};
+use fairlead_crds::{
+    conditions::{READY, RECONCILING, STALLED, find},
+    names::NAMESPACE,
+};
 use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{
     Client,
@@ -41,9 +44,21 @@ impl Events {
     }
 }
 
-/// What has changed between two lists of conditions.
-pub fn transitions(before: &[Condition], after: &[Condition]) -> Vec<Event> {
-    [STALLED, RECONCILING, READY].into_iter().filter_map(|type_| transition(before, after, type_)).collect()
+/// What has changed between two lists of conditions, with the revision that it is about: Events of the
+/// same reason are counted on the first of them, whose note stays, unless they are about another object.
+pub fn transitions(before: &[Condition], after: &[Condition], revision: Option<&str>) -> Vec<Event> {
+    let events = [STALLED, RECONCILING, READY].into_iter().filter_map(|it| transition(before, after, it));
+    events.map(|event| Event { secondary: revision.map(revision_reference), ..event }).collect()
+}
+
+fn revision_reference(name: &str) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("apps/v1".to_owned()),
+        kind: Some("ControllerRevision".to_owned()),
+        namespace: Some(NAMESPACE.to_owned()),
+        name: Some(name.to_owned()),
+        ..ObjectReference::default()
+    }
 }
 
 fn transition(before: &[Condition], after: &[Condition], type_: &str) -> Option<Event> {
@@ -103,7 +118,13 @@ mod tests {
     }
 
     fn told(before: &[Condition], after: &[Condition]) -> Vec<(EventType, String)> {
-        transitions(before, after).into_iter().map(|event| (event.type_, event.reason)).collect()
+        let events = transitions(before, after, Some("fairlead-1"));
+        assert!(
+            events
+                .iter()
+                .all(|event| event.secondary.as_ref().unwrap().name.as_deref() == Some("fairlead-1"))
+        );
+        events.into_iter().map(|event| (event.type_, event.reason)).collect()
     }
 
     #[test]

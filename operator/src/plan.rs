@@ -150,7 +150,16 @@ fn is_right(observed: &Observed, desired: &Desired) -> bool {
     let applied = desired.object.pointer(&format!("/metadata/annotations/{}", escaped(APPLIED_ANNOTATION)));
     let stamped = live.annotations().get(APPLIED_ANNOTATION).map(String::as_str);
     stamped == applied.and_then(Value::as_str)
-        && serde_json::to_value(&**live).is_ok_and(|live| holds(&desired.object, &live))
+        && serde_json::to_value(&**live).is_ok_and(|live| holds(&without_type(&desired.object), &live))
+}
+
+/// The items of a list do not say of what kind they are: the list does.
+fn without_type(object: &Value) -> Value {
+    let mut object = object.clone();
+    if let Some(fields) = object.as_object_mut() {
+        fields.retain(|field, _| field != "apiVersion" && field != "kind");
+    }
+    object
 }
 
 /// A name within a JSON pointer (RFC 6901).

@@ -187,7 +187,8 @@ async fn report(
     }
     let target = Target { resource: resource(), namespace: None, name: network.name_any() };
     context.writer.apply_status(&target, &object).await.map_err(ReconcileError::Status)?;
-    let events = events::transitions(&before.conditions, &status.conditions);
+    let revision = status.rollout.as_ref().map(|rollout| rollout.revision.as_str());
+    let events = events::transitions(&before.conditions, &status.conditions, revision);
     context.events.tell(&network.object_ref(&resource()), events).await;
     Ok(())
 }

@@ -56,6 +56,9 @@ pub enum RunError {
     /// Another process leads, or may soon.
     #[error("lost the leadership: ending, so that no two operators write")]
     LostLeadership,
+    /// The server ended by itself.
+    #[error("metrics and health are not served any more")]
+    ServerEnded,
     /// The controller ended by itself.
     #[error("the controller ended")]
     ControllerEnded,
@@ -90,7 +93,7 @@ pub async fn run(cli: Cli) -> Result<(), RunError> {
     };
     let end = tokio::select! {
         error = work => Err(error),
-        result = server => Err(result.map_or_else(RunError::Serve, |()| RunError::ControllerEnded)),
+        () = server => Err(RunError::ServerEnded),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     };

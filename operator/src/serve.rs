@@ -7,7 +7,7 @@
 //! The port is one of the node's (the operator runs in the host's network). 10270 is beside those of
 //! the Kubernetes components, 10248 to 10260, and taken by none of them.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -16,8 +16,13 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Semaphore};
 
 use crate::{metrics, watch::Caches};
 
@@ -41,19 +46,45 @@ pub enum ServeError {
         /// Cause.
         source: io::Error,
     },
-    /// The server ended by itself.
-    #[error("failed to serve HTTP")]
-    Serve(#[source] io::Error),
 }
+
+/// Connections at a time; more of them wait.
+const CONNECTIONS: usize = 64;
+/// From the beginning of a request, or of the wait for one, to the end of its headers.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client that reads nothing holds its connection no longer than this. Others connect anew.
+const LIFETIME: Duration = Duration::from_secs(60);
+const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 
 /// Listens.
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
     TcpListener::bind(address).await.map_err(|source| ServeError::Bind { address, source })
 }
 
-/// Serves for as long as the process lives.
-pub async fn serve(listener: TcpListener, endpoints: Endpoints) -> Result<(), ServeError> {
-    axum::serve(listener, router(endpoints)).await.map_err(ServeError::Serve)
+/// Serves for as long as the process lives. Whoever reaches the node reaches this port, so no connection
+/// is held for long and there are never more than some.
+pub async fn serve(listener: TcpListener, endpoints: Endpoints) {
+    let (router, permits) = (router(endpoints), Arc::new(Semaphore::new(CONNECTIONS)));
+    while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "failed to accept a connection");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+                continue;
+            }
+        };
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
+        tokio::spawn(async move {
+            if let Ok(Err(error)) = tokio::time::timeout(LIFETIME, connection).await {
+                tracing::debug!(%error, "a connection failed");
+            }
+            drop(permit);
+        });
+    }
 }
 
 fn router(endpoints: Endpoints) -> Router {

@@ -94,6 +94,16 @@ fn a_cluster_that_is_as_it_should_be_is_left_alone() {
 }
 
 #[test]
+fn what_a_list_tells_without_its_kind_is_as_right_as_what_a_watch_tells() {
+    let mut observed = settled();
+    for live in observed.owned.values_mut() {
+        Arc::make_mut(live).types = None;
+    }
+    let plan = planned(&observed, &config(12));
+    assert!(plan.is_empty(), "{plan:?}");
+}
+
+#[test]
 fn a_service_network_that_was_made_again_adopts_what_runs() {
     let mut observed = settled();
     observed.network = Previous { uid: "another".to_owned(), generation: Some(1), ..Previous::default() };

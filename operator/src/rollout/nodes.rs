@@ -140,11 +140,15 @@ fn trouble(facts: NodeFacts<'_>, revision: Option<&str>, updated: bool) -> Optio
         );
         return because(Severity::NotProgrammed, "AgentTooOld", message);
     }
+    // An agent that leaves its node alone is not Ready, and says why. One whose container does not run
+    // says nothing: its report is of before.
+    let runs = pod.is_some_and(|pod| pod.spec.node_name.is_some() && pod.waiting().is_none());
+    let idle = of(PROGRAMMED).filter(|it| !updated && it.status == "False");
+    if let (Some(idle), true) = (idle, runs) {
+        return Some(told(Severity::NotProgrammed, idle));
+    }
     if not_running.is_some() {
         return not_running;
-    }
-    if let Some(programmed) = of(PROGRAMMED).filter(|it| !updated && it.status == "False") {
-        return Some(told(Severity::NotProgrammed, programmed));
     }
     if !updated {
         let runs = agent.status.revision.as_deref().unwrap_or("no revision");
@@ -257,6 +261,15 @@ mod tests {
         assert!(!judge(Some(&told_anew), Some(&pod("n", "t", true))).refuses());
         told_anew.status.observed_generation = Some(2);
         assert!(judge(Some(&told_anew), Some(&pod("n", "t", true))).refuses());
+    }
+
+    #[test]
+    fn an_agent_that_leaves_its_node_alone_is_not_ready_and_says_why() {
+        let beside_kube_proxy = says(PROGRAMMED, "KubeProxyConflict");
+        let unready = pod("n", "t", false);
+        assert_eq!(reason(&judge(Some(&beside_kube_proxy), Some(&unready))).1, "KubeProxyConflict");
+        let crashing = waiting(unready, "CrashLoopBackOff");
+        assert_eq!(reason(&judge(Some(&beside_kube_proxy), Some(&crashing))).1, "AgentNotReady");
     }
 
     #[test]

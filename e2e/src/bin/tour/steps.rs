@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 use fairlead_e2e::claims::{Claims, tell};
 use fairlead_e2e::cluster::node::{Kind, Spec};
 use fairlead_e2e::cluster::{Cluster, lifecycle};
-use fairlead_e2e::eventually;
 use fairlead_e2e::installation::{self, Installation, NAMESPACE, service_network};
+use fairlead_e2e::patiently;
 use fairlead_e2e::shop::{From, Shop};
 use fairlead_e2e::traffic::Protocol;
 
@@ -146,7 +146,7 @@ impl<'a> Tour<'a> {
         );
         let begin = Instant::now();
         self.cluster.apply(&service_network("{proxy: {ipvs: {scheduler: mh}}}"))?;
-        eventually("ipvsadm shows mh on every node", PATIENCE, || {
+        patiently("ipvsadm shows mh on every node", PATIENCE, || {
             self.schedulers().is_ok_and(|seen| seen == BTreeSet::from(["mh".to_owned()]))
         })?;
         let took = seconds(begin);

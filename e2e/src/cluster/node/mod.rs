@@ -8,7 +8,7 @@
 //! The steps are the same: a place, made a node by [`prepare`], then containerd and kubelet as commands of its session,
 //! then the network of pods once the controller manager has given the node its ranges.
 
-mod cgroup;
+pub mod cgroup;
 pub mod config;
 pub mod namespace;
 pub mod prepare;
@@ -19,7 +19,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{self, Stdio};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -35,7 +35,6 @@ use super::network::{V4_LENGTH, V6_LENGTH};
 use super::programs::Programs;
 use super::{Context, MARK};
 use crate::machine::{self, Booted, Disk, Hardware, Machine, Nic};
-use crate::process::output_of;
 use crate::session::serve::PATH;
 use crate::session::{Command, Event, Output, Session};
 
@@ -44,6 +43,9 @@ const STEP: Duration = Duration::from_secs(120);
 
 /// What a node may take to be known to the API server and to get its ranges of pods.
 const REGISTRATION: Duration = Duration::from_secs(180);
+
+/// How long one watch for that lasts: in between it is seen whether kubelet is still there.
+const WATCH: Duration = Duration::from_secs(10);
 
 /// What a node is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
@@ -327,27 +329,29 @@ impl Node {
     fn connect_pods(&self) -> Result<()> {
         let start = Instant::now();
         let ranges = loop {
-            let ranges = self.ranges().unwrap_or_default();
-            if !ranges.is_empty() {
-                break ranges;
+            // It fails when the API server is away, and when that is too busy to start a watch at once.
+            match self.ranges() {
+                Ok(ranges) => break ranges,
+                Err(error) if start.elapsed() > REGISTRATION => {
+                    return Err(error.context("it has no ranges of pods: see kubelet's log"));
+                }
+                Err(_) => self.check()?,
             }
-            self.check()?;
-            if start.elapsed() > REGISTRATION {
-                bail!("it has no ranges of pods after {} s: see kubelet's log", REGISTRATION.as_secs());
-            }
-            thread::sleep(Duration::from_millis(300));
+            thread::sleep(Duration::from_millis(500));
         };
         self.context.network.route_pods(&self.spec.name, &ranges)?;
         self.shell.write(config::CNI_CONFIG, &config::cni(&ranges)?.to_string())
     }
 
-    /// The ranges of pods the node has been given; none before it is known.
+    /// Waits for a moment, by watches, for the ranges of pods that the node is given: kubectl again and again would
+    /// take a third of a processor from the machines that boot.
     fn ranges(&self) -> Result<Vec<String>> {
-        let mut kubectl = process::Command::new(self.context.programs.path("kubectl")?);
-        kubectl.arg("--kubeconfig").arg(self.context.pki.file("admin.kubeconfig"));
-        kubectl.args(["get", "node", &self.spec.name, "--ignore-not-found"]);
-        kubectl.args(["-o", "jsonpath={.spec.podCIDRs[*]}"]);
-        Ok(output_of(&mut kubectl)?.split_whitespace().map(ToOwned::to_owned).collect())
+        let kubectl = self.context.kubectl()?;
+        let (node, limit) = (format!("node/{}", self.spec.name), format!("--timeout={}s", WATCH.as_secs()));
+        kubectl.run(&["wait", "--for=create", &limit, &node])?;
+        let ranges = "jsonpath={.spec.podCIDRs[*]}";
+        let ranges = kubectl.run(&["wait", "--for=jsonpath={.spec.podCIDR}", &limit, &node, "-o", ranges])?;
+        Ok(ranges.split_whitespace().map(ToOwned::to_owned).collect())
     }
 
     fn until(&self, what: &str, condition: impl Fn() -> Result<bool>) -> Result<()> {
