@@ -30,7 +30,6 @@ test: toolchain root ## all tests: on this host, on a real IPVS kernel, on a rea
 	$(call stage,unit tests,$(CARGO) test --quiet --workspace)
 	$(call stage,guest tests,$(RIG) test)
 	$(call stage,control plane tests,$(CARGO) test --quiet $(RIG_FEATURES) --test control_plane --test agent_and_api --test operator -- --test-threads=2)
-	$(call stage,node tests,$(CARGO) test --quiet $(RIG_FEATURES) --test power --test nodes -- --test-threads=1)
 	$(call stage,cluster tests,$(RIG) cluster test)
 
 image: toolchain ## the image of operator and agent, as an OCI archive, and its digest

@@ -1,5 +1,7 @@
 //! The workload of a real cluster (`e2e/cluster/web.yaml`), and how it is asked: from pods, from nodes, from outside.
 
+#![allow(clippy::indexing_slicing, reason = "what is not in a JSON value reads as null: it never panics")]
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;

@@ -2,6 +2,13 @@
 //!
 //! Needs root; brings up a cluster of its own: `cargo test --features cluster --test nodes`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "clippy exempts test functions, not what they call"
+)]
+
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
