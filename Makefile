@@ -7,7 +7,7 @@ RIG_FEATURES := --package fairlead-e2e --features machine,cluster
 RIG := $(CARGO) run --quiet $(RIG_FEATURES) --bin rig --
 
 .DEFAULT_GOAL := help
-.PHONY: help demo cluster test image generate lint bench clean toolchain root
+.PHONY: help demo cluster test test-cluster image generate lint bench clean toolchain root
 
 # $(call stage,name,command): runs the command and prints how long it took
 define stage
@@ -16,7 +16,7 @@ define stage
 endef
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 demo: toolchain ## real traffic through real IPVS, step by step, without a cluster (10 minutes at most)
 	@echo "The demo boots a machine with Debian's kernel. Missing Debian packages are installed: as root, or with sudo."
@@ -26,10 +26,14 @@ cluster: toolchain root ## a real cluster of three IPVS machines with Fairlead o
 	$(CARGO) build --quiet $(RIG_FEATURES) --bins
 	target/debug/tour --rig $(CURDIR)/target/debug/rig
 
-test: toolchain root ## all tests: on this host, on a real IPVS kernel, on a real cluster
+test: toolchain root ## all tests that end within half an hour: on this host, on a real IPVS kernel, on a real control plane
 	$(call stage,unit tests,$(CARGO) test --quiet --workspace)
 	$(call stage,guest tests,$(RIG) test)
-	$(call stage,control plane tests,$(CARGO) test --quiet $(RIG_FEATURES) --test control_plane --test agent_and_api --test operator -- --test-threads=2)
+	$(call stage,control plane tests,$(CARGO) test --quiet $(RIG_FEATURES) --test control_plane -- --test-threads=2)
+
+test-cluster: toolchain root ## the operator on a real API server, nodes, and a real cluster of three machines
+	$(call stage,operator tests,$(CARGO) test --quiet $(RIG_FEATURES) --test agent_and_api --test operator -- --test-threads=2)
+	$(call stage,node tests,$(CARGO) test --quiet $(RIG_FEATURES) --test power --test nodes -- --test-threads=1)
 	$(call stage,cluster tests,$(RIG) cluster test)
 
 image: toolchain ## the image of operator and agent, as an OCI archive, and its digest

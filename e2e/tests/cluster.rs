@@ -38,9 +38,9 @@ struct Stage {
 
 impl Stage {
     fn ready() -> Self {
-        let folder =
-            std::env::var_os(CLUSTER).expect("these tests need a cluster: run them with `rig cluster test`");
-        let folder = PathBuf::from(folder);
+        let Some(folder) = std::env::var_os(CLUSTER).map(PathBuf::from) else {
+            panic!("these tests need a cluster: run them with `rig cluster test`");
+        };
         let cluster = Cluster::attach(&folder).unwrap();
         let nodes = cluster.describe().unwrap().nodes.into_keys().collect();
         let stage = Self { cluster, folder, nodes };

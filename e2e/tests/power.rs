@@ -31,8 +31,8 @@ fn ready(cluster: &Cluster, node: &str) -> anyhow::Result<String> {
 
 /// The nodes that the router sends the packets of pods to.
 fn ways_to_pods(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
-    let router = cluster.router()?;
-    let routes = router.output("ip route")? + &router.output("ip -6 route")?;
+    let namespace = cluster.router()?;
+    let routes = namespace.output("ip route")? + &namespace.output("ip -6 route")?;
     let via = |line: &str| line.split_once(" via ")?.1.split(' ').next().map(ToOwned::to_owned);
     Ok(routes.lines().filter_map(via).collect())
 }
