@@ -161,7 +161,7 @@ fn a_node_that_is_made_again_is_told_again() {
     let node = format!("{PREFIX}1");
     let old = stage.cluster().get(&format!("node {node}")).unwrap()["metadata"]["uid"].clone();
     stage.cluster().kubectl(&["delete", "node", &node]).unwrap();
-    stage.simulation.add_named_nodes(&[node.clone()]).unwrap();
+    stage.simulation.add_named_nodes(std::slice::from_ref(&node)).unwrap();
     let new = stage.cluster().get(&format!("node {node}")).unwrap()["metadata"]["uid"].clone();
     assert_ne!(old, new);
     stage.until("its ServiceNetworkNode is the new Node's, and its agent has reported", || {
@@ -187,8 +187,8 @@ fn what_somebody_deletes_or_changes_is_put_right() {
         cluster.kubectl(&what.split(' ').collect::<Vec<_>>()).unwrap();
     }
     let rule = r#"[{"op":"add","path":"/rules/-","value":{"apiGroups":[""],"resources":["secrets"],"verbs":["get"]}}]"#;
-    let role = ["patch", "clusterrole", "fairlead-node-agent", "--type=json", "-p", rule];
-    cluster.kubectl(&role).unwrap();
+    let patch = ["patch", "clusterrole", "fairlead-node-agent", "--type=json", "-p", rule];
+    cluster.kubectl(&patch).unwrap();
     stage.until("all is there again", || {
         let rules = cluster.get("clusterrole fairlead-node-agent").unwrap()["rules"].to_string();
         written(cluster).len() == 4 + NODES + 1 + 2 + 3 && !rules.contains("secrets")

@@ -26,7 +26,7 @@ fn a_steady_cluster_of_a_thousand_nodes_sees_no_write() {
     let patience = Duration::from_secs(600);
     simulation.tend_until_ready(nodes, patience).unwrap();
     let all = |field: &str| network(cluster)["status"]["nodes"][field] == nodes;
-    fairlead_e2e::eventually("all nodes are healthy", patience, || all("healthy"))
+    eventually("all nodes are healthy", patience, || all("healthy"))
         .unwrap_or_else(|error| panic!("{error:#}\n{}", operator.log()));
     println!("{nodes} nodes were healthy after {:.1?}", begun.elapsed());
 
@@ -37,7 +37,7 @@ fn a_steady_cluster_of_a_thousand_nodes_sees_no_write() {
     let counted = count();
     let changed = Instant::now();
     cluster.apply(&service_network("{proxy: {ipvs: {scheduler: lc}}}")).unwrap();
-    fairlead_e2e::eventually("the change is everywhere", patience, || {
+    eventually("the change is everywhere", patience, || {
         let network = network(cluster);
         let rollout = &network["status"]["rollout"];
         rollout["revision"] != before && rollout["revision"] == rollout["lastGood"]
